@@ -1,0 +1,70 @@
+# One-line verbs. Every target does its own set-up in .venv; `make demo` and `make test` work from a bare clone.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip --disable-pip-version-check --quiet
+MODEL = .cache/smollm2-135m
+NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
+CXX_FILES = $(wildcard csrc/*/*.hpp csrc/*/*.cpp python/*.hpp python/*.cpp)
+
+.PHONY: help env demo demo-model test lint format cuda bench figures clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+env: $(VENV)/built  ## .venv with torch, the tools, and this package built in place
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)" numpy "setuptools>=77" "cmake>=3.24" ninja "pybind11>=2.12"
+	@touch $@
+
+$(VENV)/built: $(VENV)/torch $(NATIVE)
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test]"
+	@touch $@
+
+$(VENV)/demo: $(VENV)/built
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,demo]"
+	@touch $@
+
+$(VENV)/lint: $(VENV)/built
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,lint]"
+	@touch $@
+
+$(VENV)/bench: $(VENV)/demo
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,demo,bench]"
+	@touch $@
+
+demo-model: $(VENV)/demo  ## SmolLM2-135M (Apache-2.0) as a bf16 Hugging Face folder in .cache, checked by hash
+	$(PY) bench/demo_model.py --out $(MODEL)
+
+demo: demo-model  ## reduce a real language model, verify it, compare with the optimum and with LASER's own method
+	$(PY) bench/demo.py --model $(MODEL)
+
+test: $(VENV)/built  ## the test suite
+	$(PY) -m pytest
+
+lint: $(VENV)/lint  ## ruff, mypy, clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/lint  ## rewrite the sources in the house style
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+cuda: $(VENV)/torch  ## build with the CUDA backend or fail
+	PATH="$(abspath $(VENV)/bin):$$PATH" LASER_CUDA=ON $(PIP) install --no-build-isolation -e ".[test]"
+
+figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measured here (about 40 minutes)
+	$(PY) bench/accuracy.py
+	$(PY) bench/speed_cpu.py
+	$(PY) bench/checkpoint_speed.py
+	$(PY) bench/experts.py
+	$(PY) bench/memory.py
+
+clean:  ## remove builds and caches, keep .venv and the demo model
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis laser_kernels/*.so
+	rm -f $(VENV)/built $(VENV)/demo $(VENV)/lint $(VENV)/bench

@@ -1,0 +1,61 @@
+// CPU kernels of the ops where ATen is not best: one pass over memory, float64 sums, same bits at
+// any thread count.
+#pragma once
+#include <cstdint>
+
+#include "core/block.hpp"
+
+namespace laser::cpu {
+
+enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// A batch in its own dtype: element (i, j) of matrix b at b * stride + i * row_stride + j.
+struct Weight {
+  const void* data;
+  Dtype dtype;
+  int64_t count, rows, cols;
+  int64_t stride, row_stride;
+};
+
+struct Stats {
+  double norm2 = 0;  // ||A||_F^2, of A times 2^-exponent
+  double top = 0;    // max |a|; Inf or NaN if there is one
+};
+
+// Rows first .. last of matrix b, as if divided by 2^exponent.
+Stats prepare(const Weight& a, int64_t b, int64_t first, int64_t last, int exponent);
+
+// The power of two to divide by so that neither A nor A^T A leaves the range of float (double if
+// `wide`); 0 where entries of size `top` are safe as they are.
+int scale_exponent(double top, bool wide);
+
+// out (last - first, cols) = rows first .. last of matrix b, times 2^-exponent.
+template <typename T>
+void load(const Weight& a, int64_t b, int64_t first, int64_t last, int exponent, T* out);
+
+// The sketch of one matrix: q (rows, cols) from (seed, key).
+template <typename T>
+void sketch(Block<T> q, uint64_t seed, int64_t key);
+
+// x(:, j) /= ||x(:, j)||, zero columns stay; one matrix, row-major.
+template <typename T>
+void normalize_columns(Block<T> x);
+
+// Linalg::chebyshev for one matrix.
+template <typename T>
+void chebyshev(Block<const T> x, Block<const T> z, double cut, int factor, Block<T> out);
+
+struct Residual {
+  double unrounded = 0;  // ||A - X||^2
+  double rounded = 0;    // ||A - out||^2
+};
+
+// Rows first .. first + tile.rows of matrix b: out = tile * 2^exponent, rounded once to out's
+// dtype, and both residuals against the weight, which may be `out` itself. tile is row-major.
+template <typename T>
+Residual store(Block<const T> tile, int exponent, const Weight& a, int64_t b, int64_t first, const Weight& out);
+
+template <typename T>
+double squared_norm(const T* x, int64_t n);
+
+}  // namespace laser::cpu

@@ -1,0 +1,66 @@
+// The last pass of a reconstruction: scale, round to the weight's dtype, write, and measure, while
+// the tile is in cache.
+#include <cmath>
+
+#include "cpu/dispatch.hpp"
+#include "cpu/dtype.hpp"
+#include "cpu/kernels.hpp"
+
+namespace laser::cpu {
+namespace {
+
+constexpr int kLanes = 16;
+
+// One row. `weight` and `out` may be the same memory: each element is read before it is written.
+template <typename T, typename E>
+LASER_SIMD void store_row(const T* tile, int64_t cols, T scale, const E* weight, E* out, Residual* total) {
+  double unrounded[kLanes] = {}, rounded[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= cols; j += kLanes) {
+    for (int k = 0; k < kLanes; ++k) {
+      const T x = tile[j + k] * scale;
+      const double a = double(widen(weight[j + k]));
+      E y;
+      narrow(x, y);
+      const double before = a - double(x), after = a - double(widen(y));
+      unrounded[k] += before * before;
+      rounded[k] += after * after;
+      out[j + k] = y;
+    }
+  }
+  for (; j < cols; ++j) {
+    const T x = tile[j] * scale;
+    const double a = double(widen(weight[j]));
+    E y;
+    narrow(x, y);
+    const double before = a - double(x), after = a - double(widen(y));
+    unrounded[0] += before * before;
+    rounded[0] += after * after;
+    out[j] = y;
+  }
+  for (int k = 0; k < kLanes; ++k) {
+    total->unrounded += unrounded[k];
+    total->rounded += rounded[k];
+  }
+}
+
+}  // namespace
+
+template <typename T>
+Residual store(Block<const T> tile, int exponent, const Weight& a, int64_t b, int64_t first, const Weight& out) {
+  return with_dtype(a.dtype, [&](auto element) {
+    using E = decltype(element);
+    Residual total;
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const E* weight = static_cast<const E*>(a.data) + b * a.stride + (first + i) * a.row_stride;
+      E* to = static_cast<E*>(const_cast<void*>(out.data)) + b * out.stride + (first + i) * out.row_stride;
+      store_row(tile.data + i * tile.row_stride, tile.cols, std::ldexp(T(1), exponent), weight, to, &total);
+    }
+    return total;
+  });
+}
+
+template Residual store(Block<const float>, int, const Weight&, int64_t, int64_t, const Weight&);
+template Residual store(Block<const double>, int, const Weight&, int64_t, int64_t, const Weight&);
+
+}  // namespace laser::cpu

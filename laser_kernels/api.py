@@ -1,0 +1,343 @@
+"""The public functions on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laser_kernels import ops
+from laser_kernels.canonical import Bucket, Canonical, as_tensor, canonicalise, unit_stride
+from laser_kernels.dispatch import Problem, Route
+from laser_kernels.dispatch import choose as choose_route
+from laser_kernels.errors import NonFiniteError
+from laser_kernels.info import Info
+from laser_kernels.rank import resolve_rank
+from laser_kernels.run import Options, run
+
+
+class SVD(NamedTuple):
+    """U (..., m, r) and Vh (..., r, n) with orthonormal columns and rows, S (..., r) descending and >= 0."""
+
+    U: Any
+    S: Any
+    Vh: Any
+
+
+Rank = int | float | Sequence[int | float]
+
+
+def truncated_svd(
+    A: Any,
+    rank: Rank,
+    *,
+    tol: float | None = 1e-3,
+    oversample: int | None = None,
+    max_iter: int = 64,
+    route: str = "auto",
+    seed: int = 0,
+    key: int | Sequence[int] = 0,
+    return_info: bool = False,
+) -> Any:
+    """The leading `rank` singular triples: A ~ U diag(S) Vh.
+
+    Guarantees: U^T U = Vh Vh^T = I to rounding; S descending and >= 0; the largest |entry| of each column of U is
+    positive; ||A - U diag(S) Vh||_F <= (1 + tol) tail + c eps ||A||_F, where tail is the best that any rank-r matrix can
+    do (Eckart-Young), c = 32, and eps is float32's (float64's for float64 input). Same bits for the same input, device,
+    build, thread count and batch. Not guaranteed: single vectors where singular values nearly coincide.
+
+    Args:
+        A: (m, n), (b, m, n), or a list of matrices of any shapes; float32, float64, bfloat16 or float16; torch tensors
+            or NumPy arrays (which come back as such), strided and transposed views included. Inputs that require grad
+            are detached.
+        rank: an int, or a float in (0, 1] = fraction of min(m, n); or one of these per matrix.
+        tol: the excess, residual / tail - 1, that you accept. 0 computes in float64 to excess <= 1e-6. None: `max_iter`
+            multiplications by A^T A and no judgement.
+        oversample: extra columns p of the randomized block. Default max(10, r/4); r/10 for tol >= 1e-2.
+        max_iter: multiplications by A^T A before a more exact route takes over.
+        route: "auto", "randomized", "gram_eigh" or "full_svd". A given route is tried first and still escalates.
+        seed, key: the sketch is a function of these (and row, column) alone; key: one int, or one per matrix.
+        return_info: return (result, Info), or (result, list of Info) where A is not a single matrix.
+
+    Returns:
+        SVD(U, S, Vh) in float32 (float64 for float64 input): stacked for 3-D input of one rank, a list of SVD for lists
+        and for 3-D input of several ranks.
+
+    Raises:
+        TypeError, ValueError: bad rank, shape, dtype or option. NonFiniteError: NaN or Inf, naming the matrices.
+
+    References:
+        Halko, Martinsson, Tropp (2011), algorithm 4.4. Zhou, Saad, Tiago, Chelikowsky (2006), Chebyshev filter.
+    """
+    options = Options(tol, oversample, max_iter, route, seed)
+    given = canonicalise(A, rank, key, "truncated_svd")
+    results: list[SVD] = []
+    infos: list[list[Info]] = []
+    for bucket in given.buckets:
+        held: list[Tensor] = []
+
+        def attempt(backend, weight, todo, path, keys, bucket=bucket, held=held):
+            *factors, rows = backend.truncated_svd(weight, bucket.rank, *options.arguments(path), keys)
+            if not held:
+                held.extend(factors)
+            else:  # an escalation: only these matrices
+                for whole, part in zip(held, factors, strict=True):
+                    whole[todo] = part
+            return rows
+
+        infos.append(run(bucket, options, attempt, "truncated_svd"))
+        results.append(SVD(*(t.numpy() for t in held)) if given.numpy else SVD(*held))
+    result: Any
+    if given.form == "matrix":
+        result = SVD(*(t[0] for t in results[0]))
+    elif given.form == "stack":
+        result = results[0]
+    else:
+        split = [[SVD(u, s, vh) for u, s, vh in zip(*r, strict=True)] for r in results]
+        result = _in_order(given, split)
+    return (result, _infos(given, infos)) if return_info else result
+
+
+def low_rank(
+    A: Any,
+    rank: Rank,
+    *,
+    tol: float | None = 1e-3,
+    oversample: int | None = None,
+    max_iter: int = 64,
+    route: str = "auto",
+    seed: int = 0,
+    key: int | Sequence[int] = 0,
+    out: Any = None,
+    return_info: bool = False,
+) -> Any:
+    """The rank-r approximation A_r of A, dense, in A's dtype: LASER's replacement for a weight.
+
+    Guarantee: ||A - A_r||_F <= (1 + tol) tail + c eps ||A||_F before the one rounding to A's dtype (see truncated_svd);
+    Info.residual is measured on the rounded result. Nothing is written to `out` before the certificate holds.
+
+    Args:
+        A, rank, tol, oversample, max_iter, route, seed, key, return_info: as for truncated_svd.
+        out: where to write: same shape, dtype and device as A (a list for a list). May be A itself, or a Parameter.
+
+    Returns:
+        A_r shaped like A (a list for a list), or `out`.
+
+    Raises:
+        As truncated_svd; ValueError where `out` does not match. Where anything is raised for bad input, `out` is as before.
+
+    References:
+        Sharma, Ash, Misra: The Truth is in There (LASER), arXiv 2312.13558.
+    """
+    options = Options(tol, oversample, max_iter, route, seed)
+    given = canonicalise(A, rank, key, "low_rank")
+    targets = _targets(A, out)
+    if len(given.buckets) > 1:
+        _check_all_finite(given, "low_rank")  # before the first bucket is written
+    results: list[Tensor] = []
+    infos: list[list[Info]] = []
+    for bucket in given.buckets:
+        direct = targets[0] if targets and given.form != "list" and _writable_in_place(targets[0]) else None
+        result = direct.view(bucket.tensor.shape) if direct is not None else torch.empty_like(bucket.tensor)
+
+        def attempt(backend, weight, todo, path, keys, bucket=bucket, result=result):
+            whole = len(todo) == len(bucket.tensor)
+            target = result if whole else torch.empty_like(weight)
+            rows = backend.low_rank(weight, target, bucket.rank, *options.arguments(path), keys)
+            if not whole:
+                for j, i in enumerate(todo):
+                    if rows[j, 0] <= 1:  # certified, or nothing asked
+                        result[i] = target[j]
+            return rows
+
+        infos.append(run(bucket, options, attempt, "low_rank"))
+        results.append(result)
+    ordered: Any
+    if given.form == "list":
+        ordered = _in_order(given, [list(r) for r in results])
+        if targets:
+            for target, r in zip(targets if isinstance(out, (list, tuple)) else targets[0], ordered, strict=True):
+                target.copy_(r)
+        elif not isinstance(A, (list, tuple)):  # 3-D input of several ranks: equal shapes after all
+            ordered = torch.stack(ordered)
+        if out is None and given.numpy:
+            ordered = [r.numpy() for r in ordered] if isinstance(ordered, list) else ordered.numpy()
+    else:
+        ordered = results[0][0] if given.form == "matrix" else results[0]
+        if targets and direct is None:
+            targets[0].copy_(ordered)
+        ordered = ordered.numpy() if given.numpy else ordered
+    result_or_out = ordered if out is None else out
+    return (result_or_out, _infos(given, infos)) if return_info else result_or_out
+
+
+def svdvals(A: Any) -> Any:
+    """All singular values, descending, of a matrix, a stack, or a list; float32 (float64 for float64 input).
+
+    LAPACK's values-only SVD, in the working precision: absolute error c eps sigma_1.
+    """
+    given = canonicalise(A, 1, 0, "svdvals")
+    _check_all_finite(given, "svdvals")
+    values = []
+    for bucket in given.buckets:
+        wide = bucket.tensor if bucket.tensor.dtype == torch.float64 else bucket.tensor.float()
+        s = torch.linalg.svdvals(wide)
+        values.append(s.numpy() if given.numpy else s)
+    if given.form == "matrix":
+        return values[0][0]
+    return values[0] if given.form == "stack" else _in_order(given, [list(v) for v in values])
+
+
+class Factorization:
+    """One decomposition that serves every rank up to its own (LASER's sweep over rho: factor once, slice many).
+
+    tol holds for each of them: the energy missing from the leading r' directions is at most what is missing from all r,
+    while the optimum only grows as r' shrinks.
+    """
+
+    def __init__(self, svd: SVD, info: Info, shape: tuple[int, int], dtype: torch.dtype, numpy: bool):
+        self.svd, self.info, self.shape, self.dtype = svd, info, shape, dtype
+        self._numpy = numpy
+
+    @property
+    def rank(self) -> int:
+        """The largest rank it serves."""
+        return self.info.rank
+
+    def _resolve(self, rank: int | float) -> int:
+        r = resolve_rank(rank, *self.shape)
+        if r > self.rank:
+            raise ValueError(
+                f"[laser_kernels::factorize] this factorization serves ranks up to {self.rank}; got {r}: factorize again"
+            )
+        return r
+
+    def at(self, rank: int | float) -> SVD:
+        """The leading `rank` triples: views, nothing is computed."""
+        r = self._resolve(rank)
+        return SVD(self.svd.U[:, :r], self.svd.S[:r], self.svd.Vh[:r])
+
+    def reconstruct(self, rank: int | float, out: Any = None) -> Any:
+        """U diag(S) Vh at `rank` in the input's dtype, rounded once; into `out` if given."""
+        u, s, vh = (as_tensor(x, "factorize") for x in self.at(rank))
+        product = ((u * s) @ vh).to(self.dtype)
+        if out is not None:
+            as_tensor(out, "factorize", "out").copy_(product)
+            return out
+        return product.numpy() if self._numpy else product
+
+    def __repr__(self) -> str:
+        return f"Factorization({self.shape[0]}x{self.shape[1]}, rank {self.rank}, {self.info.route})"
+
+
+def factorize(A: Any, rank: int | float | None = None, *, tol: float = 1e-3, seed: int = 0) -> Factorization:
+    """Decomposes one matrix once, for every rank up to `rank` (None: all, by a full SVD).
+
+    Args:
+        A: (m, n), as for truncated_svd. rank, tol, seed: likewise; tol holds for every rank asked later.
+    """
+    t = as_tensor(A, "factorize")
+    if t.dim() != 2:
+        raise ValueError(f"[laser_kernels::factorize] A must be one (m, n) matrix; got {t.dim()}-D")
+    whole = rank is None
+    svd, info = truncated_svd(
+        A,
+        1.0 if rank is None else rank,
+        tol=tol,
+        seed=seed,
+        route="full_svd" if whole else "auto",
+        return_info=True,
+    )
+    return Factorization(svd, info, (t.shape[0], t.shape[1]), t.dtype, isinstance(A, np.ndarray))
+
+
+def choose(
+    shape: Any,
+    rank: int | float,
+    *,
+    dtype: Any = torch.float32,
+    tol: float | None = 1e-3,
+    device: str = "cpu",
+    batch: int = 1,
+    route: str = "auto",
+    oversample: int | None = None,
+    max_iter: int = 64,
+) -> Route:
+    """The Route that `truncated_svd` or `low_rank` would take for `batch` matrices of `shape` (or of a tensor's shape).
+
+    A pure function of its arguments: prints, compares, and needs no data.
+    """
+    if hasattr(shape, "shape"):
+        dtype, device = getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
+        shape = tuple(shape.shape)
+    *batches, m, n = shape
+    name = str(dtype).removeprefix("torch.")
+    problem = Problem(
+        m,
+        n,
+        resolve_rank(rank, m, n),
+        name,
+        tol,
+        device.split(":")[0],
+        batches[0] if batches else batch,
+    )
+    return choose_route(problem, route, oversample, max_iter)
+
+
+def explain(shape: Any, rank: int | float, **options: Any) -> str:
+    """What `choose` answers, as a sentence: route, block, precision, estimated time, and why."""
+    route = choose(shape, rank, **options)
+    precision = "float64" if route.wide else "float32"
+    return f"{route.name}, {precision}, about {route.seconds * 1e3:.3g} ms: {route.reason}"
+
+
+def _in_order(given: Canonical, per_bucket: list[list[Any]]) -> list[Any]:
+    """Results of all buckets at the positions of the caller's matrices."""
+    out: list[Any] = [None] * given.count
+    for bucket, items in zip(given.buckets, per_bucket, strict=True):
+        for position, item in zip(bucket.positions, items, strict=True):
+            out[position] = item
+    return out
+
+
+def _infos(given: Canonical, infos: list[list[Info]]) -> Info | list[Info]:
+    return infos[0][0] if given.form == "matrix" else _in_order(given, infos)
+
+
+def _writable_in_place(target: Tensor) -> bool:
+    return unit_stride(target) is target and (target.dim() < 3 or target.shape[0] == 1 or target.stride(0) > 0)
+
+
+def _targets(A: Any, out: Any) -> list[Tensor]:
+    """`out` as tensors, checked against A; empty where none was given."""
+    if out is None:
+        return []
+    listed = isinstance(A, (list, tuple))
+    if listed != isinstance(out, (list, tuple)) or (listed and len(A) != len(out)):
+        raise ValueError("[laser_kernels::low_rank] out must be a list of as many arrays as A where A is a list")
+    sources = [as_tensor(a, "low_rank") for a in (A if listed else [A])]
+    targets = []
+    for source, o in zip(sources, out if listed else [out], strict=True):
+        if isinstance(o, np.ndarray) and not o.flags.writeable:
+            raise ValueError("[laser_kernels::low_rank] out is read-only")
+        target = as_tensor(o, "low_rank", "out")
+        if target.shape != source.shape or target.dtype != source.dtype or target.device != source.device:
+            raise ValueError(
+                f"[laser_kernels::low_rank] out must match A in shape, dtype and device: {tuple(source.shape)} "
+                f"{str(source.dtype)[6:]} on {source.device}; got {tuple(target.shape)} {str(target.dtype)[6:]} on "
+                f"{target.device}"
+            )
+        targets.append(target)
+    return targets
+
+
+def _check_all_finite(given: Canonical, where: str) -> None:
+    bad = []
+    for bucket in given.buckets:
+        top = ops.backend(bucket.tensor.device).prepare(bucket.tensor)[:, 1]
+        bad += [p for p, finite in zip(bucket.positions, top.isfinite().tolist(), strict=True) if not finite]
+    if bad:
+        raise NonFiniteError(sorted(bad), where)

@@ -1,0 +1,141 @@
+"""The door: whatever a caller passes becomes buckets of (b, m, n) tensors of one shape, dtype and rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laser_kernels.rank import resolve_rank
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Bucket(NamedTuple):
+    """Matrices of one shape, dtype and rank.
+
+    Attributes:
+        tensor: (b, m, n), unit stride in the last dimension; a view of the caller's memory where that is possible.
+        rank: the resolved rank.
+        positions: where each matrix stood in the caller's input.
+        keys: the sketch key of each.
+    """
+
+    tensor: Tensor
+    rank: int
+    positions: list[int]
+    keys: list[int]
+
+
+class Canonical(NamedTuple):
+    """The caller's input. form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else)."""
+
+    buckets: list[Bucket]
+    count: int
+    form: str
+    numpy: bool
+
+
+def as_tensor(a: Any, where: str, name: str = "A") -> Tensor:
+    """A detached tensor over the caller's memory, with its dtype checked."""
+    if isinstance(a, Tensor):
+        t = a.detach()
+    elif isinstance(a, np.ndarray):
+        if a.dtype.kind not in "fiucb":
+            raise TypeError(f"[laser_kernels::{where}] {name} must hold floating-point numbers; got NumPy {a.dtype}")
+        # torch knows neither read-only memory, nor negative strides, nor foreign byte order
+        plain = a.flags.writeable and a.dtype.isnative and all(s >= 0 for s in a.strides)
+        t = torch.from_numpy(a if plain else np.array(a, dtype=a.dtype.newbyteorder("="), order="C"))
+    elif hasattr(a, "__dlpack__"):
+        t = torch.from_dlpack(a)
+    else:
+        raise TypeError(
+            f"[laser_kernels::{where}] {name} must be a torch tensor, a NumPy array, an array with DLPack, or a list of "
+            f"them; got {type(a).__name__}"
+        )
+    if t.dtype not in DTYPES:
+        hint = "complex is not supported" if t.dtype.is_complex else "convert it first"
+        raise TypeError(
+            f"[laser_kernels::{where}] {name} must be float32, float64, bfloat16 or float16; got {str(t.dtype)[6:]}: {hint}"
+        )
+    return t
+
+
+def unit_stride(t: Tensor) -> Tensor:
+    """`t` itself where its last dimension is dense and no two rows overlap, else a contiguous copy."""
+    return t if t.stride(-1) == 1 and t.stride(-2) >= t.shape[-1] else t.contiguous()
+
+
+def _per_matrix(value: Any, count: int, name: str, where: str) -> list[Any]:
+    """`value` once per matrix: a sequence is taken as one value each."""
+    if isinstance(value, (Sequence, np.ndarray, Tensor)) and not isinstance(value, str):
+        values = list(value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value)
+        if len(values) != count:
+            raise ValueError(
+                f"[laser_kernels::{where}] {name} must hold one value per matrix ({count}); got {len(values)}"
+            )
+        return values
+    return [value] * count
+
+
+def _check_key(key: Any, where: str) -> int:
+    if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= int(key) < 2**63:
+        raise ValueError(f"[laser_kernels::{where}] key must be an int in 0..2^63-1; got {key!r}")
+    return int(key)
+
+
+def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
+    """Settles orientation of the input's container, batch, contiguity and dtype once.
+
+    Raises:
+        TypeError: not an array, or a dtype that is not supported.
+        ValueError: wrong dimensions, an empty matrix, mixed devices, bad rank or key.
+    """
+    listed = isinstance(A, (list, tuple))
+    arrays = [as_tensor(a, where, f"A[{i}]") for i, a in enumerate(A)] if listed else [as_tensor(A, where)]
+    if listed and not arrays:
+        raise ValueError(f"[laser_kernels::{where}] the list A is empty: pass at least one matrix")
+    allowed = (2,) if listed else (2, 3)
+    for i, t in enumerate(arrays):
+        if t.dim() not in allowed:
+            expected = "a 2-D matrix" if listed else "(m, n) or (b, m, n)"
+            raise ValueError(
+                f"[laser_kernels::{where}] A{f'[{i}]' if listed else ''} must be {expected}; got {t.dim()}-D"
+            )
+        if t.numel() == 0:
+            raise ValueError(f"[laser_kernels::{where}] A{f'[{i}]' if listed else ''} is empty: shape {tuple(t.shape)}")
+    devices = sorted({str(t.device) for t in arrays})
+    if len(devices) > 1:
+        raise ValueError(
+            f"[laser_kernels::{where}] all matrices must be on one device; got {' and '.join(devices)}: move them first"
+        )
+    numpy = isinstance(A[0] if listed else A, np.ndarray)
+    form = "list" if listed else "matrix" if arrays[0].dim() == 2 else "stack"
+    matrices = arrays if form != "stack" else list(arrays[0].unbind(0))
+    count = len(matrices)
+    keys = [_check_key(k, where) for k in _per_matrix(key, count, "key", where)]
+    if isinstance(rank, (bool, str)) or rank is None:
+        resolve_rank(rank, 1, 1)  # raises
+    ranks = [resolve_rank(r, *t.shape) for r, t in zip(_per_matrix(rank, count, "rank", where), matrices, strict=True)]
+
+    if form != "list" and len(set(ranks)) == 1:
+        whole = unit_stride(arrays[0] if form == "stack" else arrays[0].unsqueeze(0))
+        return Canonical([Bucket(whole, ranks[0], list(range(count)), keys)], count, form, numpy)
+    groups: dict[tuple, list[int]] = {}
+    for i, t in enumerate(matrices):
+        groups.setdefault((t.shape, t.dtype, ranks[i]), []).append(i)
+    buckets = [
+        Bucket(
+            unit_stride(matrices[where_[0]].unsqueeze(0))
+            if len(where_) == 1
+            else torch.stack([matrices[i] for i in where_]),
+            ranks[where_[0]],
+            where_,
+            [keys[i] for i in where_],
+        )
+        for where_ in groups.values()
+    ]
+    return Canonical(buckets, count, "list", numpy)

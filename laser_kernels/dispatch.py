@@ -1,0 +1,168 @@
+"""Which route a problem takes: one pure function, and the constants behind it.
+
+| route      | when                                                        | how                                          |
+|------------|-------------------------------------------------------------|----------------------------------------------|
+| randomized | cheapest at this rank, tol and shape                        | subspace iteration on A or on A^T A          |
+| gram_eigh  | large rank, small matrix, or randomized did not converge    | A^T A and a symmetric eigensolver            |
+| full_svd   | asked for, or nothing cheaper can certify (tiny tails)      | LAPACK gesdd, always in float64             |
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+from laser_kernels.status import Status
+
+ROUTES = ("randomized", "gram_eigh", "full_svd")
+
+# tol = 0 promises excess <= 1e-6 (design.md section 4); the routes certify against that figure, in float64.
+EXACT_TOL = 1e-6
+
+
+class Problem(NamedTuple):
+    """What is asked: `batch` matrices of (rows, cols), each to `rank`; dtype and device as strings."""
+
+    rows: int
+    cols: int
+    rank: int
+    dtype: str = "float32"
+    tol: float | None = 1e-3
+    device: str = "cpu"
+    batch: int = 1
+
+
+class Route(NamedTuple):
+    """What runs.
+
+    Attributes:
+        name: "randomized", "gram_eigh" or "full_svd".
+        block: columns of the randomized basis, rank + oversample; rank for the exact routes.
+        gram: randomized only: iterate on A^T A, formed once, instead of on A and A^T.
+        wide: work in float64 instead of float32.
+        seconds: estimated time for the whole batch (Rates).
+        reason: why, in words.
+    """
+
+    name: str
+    block: int
+    gram: bool
+    wide: bool
+    seconds: float
+    reason: str
+
+
+class Rates(NamedTuple):
+    """Costs of the building blocks. Source: measured, see DEVNOTES.md, "Cost model"."""
+
+    flops: float  # products, float32, all threads, per second
+    bytes: float  # per second, for products so thin that reading A bounds them
+    eigh_cubic: float  # seconds of a symmetric eigensolver: cubic n^3 + square n^2, float32
+    eigh_square: float
+    svd: float  # seconds of a full SVD per m n^2, float32
+    wide: float  # float64 / float32 time
+
+
+CPU_RATES = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, wide=2.2)
+
+
+def _eigh_seconds(n: int, rates: Rates) -> float:
+    return rates.eigh_cubic * n**3 + rates.eigh_square * n**2
+
+
+def default_block(rank: int, side: int, tol: float | None) -> int:
+    """rank + p. p = rank/4, at least 10: least time at tol <= 1e-3; a tenth suffices for loose tolerances."""
+    share = 10 if tol is not None and tol >= 1e-2 else 4
+    return min(side, rank + max(10, rank // share))
+
+
+def expected_multiplies(tol: float | None, max_iter: int) -> int:
+    """Multiplications by A^T A until the certificate holds: 4, 7, 10 at 1e-2, 1e-3, 1e-4 on LLM-like spectra."""
+    if tol is None:
+        return max_iter
+    return max(1, min(max_iter, round(3 * math.log10(1 / max(tol, 1e-12)) - 2)))
+
+
+def _randomized_seconds(m: int, n: int, block: int, rank: int, multiplies: int, gram: bool, rates: Rates) -> float:
+    def product(rows: int, inner: int, cols: int) -> float:
+        return max(2.0 * rows * inner * cols / rates.flops, 4.0 * rows * inner / rates.bytes)
+
+    rounds = multiplies / 2 + 1  # Rayleigh-Ritz steps: filters have degree 1 to 4
+    if gram:
+        iterate = product(n, m, n) + (multiplies + 1) * product(n, n, block) + product(m, n, rank)
+    else:
+        iterate = (2 * multiplies + 1) * product(m, n, block)
+    small = rounds * (12.0 * n * block**2 / rates.flops + _eigh_seconds(block, rates))
+    return iterate + small
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, route: str = "auto", oversample: int | None = None, max_iter: int = 64) -> Route:
+    """The route for a problem: the cheapest by the cost model, or the one asked for. Pure; touches no data.
+
+    Raises:
+        ValueError: unknown route, or a negative oversample.
+    """
+    if route != "auto" and route not in ROUTES:
+        raise ValueError(f"[laser_kernels] route must be auto, {', '.join(ROUTES)}; got {route!r}")
+    if oversample is not None and oversample < 0:
+        raise ValueError(f"[laser_kernels] oversample must be >= 0; got {oversample}")
+    m, n = max(problem.rows, problem.cols), min(problem.rows, problem.cols)
+    r = problem.rank
+    wide = problem.dtype == "float64" or problem.tol == 0
+    rates = CPU_RATES
+    scale = problem.batch * (rates.wide if wide else 1.0)
+    block = default_block(r, n, problem.tol) if oversample is None else min(n, r + oversample)
+    multiplies = expected_multiplies(problem.tol, max_iter)
+
+    def randomized(gram: bool) -> Route:
+        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, rates)
+        on = "A^T A, formed once" if gram else "A and A^T"
+        reason = f"about {multiplies} multiplications by A^T A on a block of {block} columns, through {on}"
+        return Route("randomized", block, gram, wide, seconds, reason)
+
+    gram_eigh = Route(
+        "gram_eigh",
+        r,
+        True,
+        wide,
+        scale * ((2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates)),
+        f"A^T A and a {n}x{n} symmetric eigensolver",
+    )
+    full_svd = Route(
+        "full_svd", r, False, True, problem.batch * rates.wide * rates.svd * m * n * n, "a dense SVD in float64"
+    )
+    candidates = {"randomized": min(randomized(False), randomized(True), key=lambda x: x.seconds)}
+    candidates["gram_eigh"] = gram_eigh
+    candidates["full_svd"] = full_svd
+    if route != "auto":
+        chosen = candidates[route]
+        return chosen._replace(reason="asked for: " + chosen.reason)
+    if r == n:
+        return full_svd._replace(reason="all singular values are asked for: " + full_svd.reason)
+    if problem.tol == 0:
+        return gram_eigh._replace(reason="tol=0: float64, " + gram_eigh.reason)
+    if problem.tol is None:
+        return candidates["randomized"]._replace(
+            reason="tol=None, nothing to certify: " + candidates["randomized"].reason
+        )
+    best = min(candidates["randomized"], gram_eigh, key=lambda x: x.seconds)
+    return best._replace(reason="cheapest by the cost model: " + best.reason)
+
+
+def escalate(problem: Problem, route: Route, status: Status) -> Route | None:
+    """Where a matrix goes whose certificate failed on `route`; None after the last resort. Pure."""
+    if route.name == "full_svd":
+        return None
+    full = choose(problem, "full_svd")._replace(reason="no cheaper route could certify")
+    if route.name == "gram_eigh":
+        return full if route.wide else route._replace(wide=True, reason="float32 cannot certify this tail: float64")
+    exact = choose(problem, "gram_eigh")
+    if status == Status.NOT_CONVERGED:
+        return exact._replace(wide=route.wide, reason="the iteration did not converge")
+    if route.wide:
+        return full
+    # float32 cannot tell: whichever is cheaper in float64
+    better = route if route.seconds <= exact.seconds else exact
+    return better._replace(wide=True, reason="float32 cannot certify this tail: float64")

@@ -1,0 +1,237 @@
+"""What DST will look like, byte by byte, and the steps that make it: a pure function of headers, targets and budget.
+
+Every byte of every output file has its place before the first one is read, so steps may run in any order, at any time,
+once or twice. What is left to do never changes what a step is: that makes a resumed run bitwise the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from laser_kernels.errors import CheckpointError
+from laser_kernels.quantized import SCALE_SUFFIX, scale_name
+from laser_kernels.selection import Target
+from laser_kernels.shard import DTYPE_BITS, Entry, Header, build_header
+
+COPY_BYTES = 256 << 20  # a long copy is cut, so that finished matrices need not wait behind it
+GROUP_BYTES = 64 << 20  # beyond this a larger batch gains nothing
+GROUPS_IN_BUDGET = 16  # being read, worked on (in float32, with workspace), being written
+WORK_BYTES = 12  # per element, what a reduction holds beside the weight: two float32 copies and the bases
+DEFAULT_BUDGET = 4 << 30
+
+
+@dataclass(frozen=True)
+class Copy:
+    """`nbytes` bytes that are the same in both files; offsets count from the start of the file."""
+
+    source: int
+    target: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Convert:
+    """An fp8 weight that is only to become bf16."""
+
+    name: str
+    target: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix to reduce: a tensor, or expert `index` of one. Offsets count from the start of the files."""
+
+    name: str
+    index: int | None
+    order: int
+    source: int
+    target: int
+
+    @property
+    def label(self) -> str:
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+    @property
+    def key(self) -> int:
+        """What keys the random sketch of this matrix: a hash of its name, whatever else is reduced beside it."""
+        return int.from_bytes(hashlib.blake2b(self.label.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices of one shape, dtype and rank that are reduced in one call. `dtype` is that of the source."""
+
+    rows: int
+    cols: int
+    dtype: str
+    rank: int
+    matrices: tuple[Matrix, ...]
+
+    @property
+    def stored_dtype(self) -> str:
+        return stored_dtype(self.dtype)
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of one matrix as it is written."""
+        return self.rows * self.cols * DTYPE_BITS[self.stored_dtype] // 8
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix_bytes * len(self.matrices)
+
+
+Step = Copy | Convert | Group
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """One output file: its first bytes, its entries (in the order of the file), its size, and what fills the rest."""
+
+    file: str
+    source: int
+    header: bytes
+    entries: tuple[Entry, ...]
+    size: int
+    steps: tuple[Step, ...]
+
+
+def stored_dtype(dtype: str) -> str:
+    """The dtype a tensor is written in: its own, bf16 for block-scaled fp8."""
+    return "BF16" if dtype.startswith("F8_") else dtype
+
+
+def group_bytes(budget: int) -> int:
+    """How many bytes of weights are reduced in one call under a memory budget."""
+    return max(1, min(GROUP_BYTES, budget // GROUPS_IN_BUDGET))
+
+
+def check_budget(targets: Sequence[Target], budget: int) -> None:
+    """Raise CheckpointError if a single matrix needs more memory than the budget."""
+    for target in targets:
+        elements = target.rows * target.cols
+        need = elements * (WORK_BYTES + DTYPE_BITS[stored_dtype(target.dtype)] // 8)
+        if need > budget:
+            raise CheckpointError(
+                f"{target.name}: reducing {target.rows}x{target.cols} needs about {need / 2**20:.0f} MiB, more than "
+                f"the memory budget of {budget / 2**20:.0f} MiB: raise --memory-budget"
+            )
+
+
+def lay_out(
+    shards: Sequence[tuple[str, Header]],
+    targets: Sequence[Target],
+    fp8: Collection[str],
+    budget: int,
+) -> tuple[ShardLayout, ...]:
+    """The output files for the source `shards` (name, header), in their order.
+
+    Args:
+        targets: what is reduced, in the order of the tensors.
+        fp8: the block-scaled fp8 weights; all of them become bf16 and their factors are left out.
+        budget: bytes of memory; decides how many matrices share a call.
+    """
+    chosen = {target.name: (order, target) for order, target in enumerate(targets)}
+    layouts = []
+    for position, (file, header) in enumerate(shards):
+        places = _places(header, set(fp8))
+        if places is None:
+            continue  # nothing but factors
+        raw, entries = places
+        at = {entry.name: len(raw) + entry.begin for entry in entries}
+        steps = (*_copies(header, at, chosen, fp8), *_groups(header, at, chosen, budget))
+        end = max((entry.end for entry in entries), default=0)
+        layouts.append(ShardLayout(file, position, raw, entries, len(raw) + end, steps))
+    return tuple(layouts)
+
+
+def _places(header: Header, fp8: set[str]) -> tuple[bytes, tuple[Entry, ...]] | None:
+    """Header bytes and entries of the output: the source's own where no dtype changes."""
+    factors = {scale_name(name) for name in fp8}
+    kept = [entry for entry in header.entries if entry.name not in factors]
+    if len(kept) == len(header.entries) and not any(entry.name in fp8 for entry in kept):
+        return header.raw, header.entries
+    if not kept:
+        return None
+    for entry in kept:
+        if entry.dtype not in DTYPE_BITS:
+            raise CheckpointError(f"{entry.name}: cannot move a tensor of the unknown dtype {entry.dtype!r}")
+    kept.sort(key=lambda entry: (entry.begin, entry.end))
+    shaped = [(e.name, stored_dtype(e.dtype) if e.name in fp8 else e.dtype, e.shape) for e in kept]
+    return build_header(shaped, header.metadata)
+
+
+def _copies(
+    header: Header, at: Mapping[str, int], chosen: Collection[str], fp8: Collection[str]
+) -> Iterator[Copy | Convert]:
+    """Steps for what is not reduced; neighbours that stay neighbours are copied together."""
+    run: Copy | None = None
+    for entry in sorted(header.entries, key=lambda e: (e.begin, e.end)):
+        if entry.name in chosen or entry.name not in at or entry.nbytes == 0:
+            continue
+        if entry.name in fp8:
+            yield Convert(entry.name, at[entry.name], 2 * entry.nbytes)
+            continue
+        source, target = header.data_start + entry.begin, at[entry.name]
+        if run and run.source + run.nbytes == source and run.target + run.nbytes == target:
+            run = Copy(run.source, run.target, run.nbytes + entry.nbytes)
+        else:
+            if run:
+                yield from _cut(run)
+            run = Copy(source, target, entry.nbytes)
+    if run:
+        yield from _cut(run)
+
+
+def _cut(run: Copy) -> Iterator[Copy]:
+    for start in range(0, run.nbytes, COPY_BYTES):
+        yield Copy(run.source + start, run.target + start, min(COPY_BYTES, run.nbytes - start))
+
+
+def _groups(
+    header: Header, at: Mapping[str, int], chosen: Mapping[str, tuple[int, Target]], budget: int
+) -> Iterator[Group]:
+    """Batches of equal (shape, dtype, rank), in file order, none larger than the budget allows."""
+    limit = group_bytes(budget)
+    waiting: dict[tuple[int, int, str, int], list[Matrix]] = {}
+    for entry in sorted(header.entries, key=lambda e: (e.begin, e.end)):
+        if entry.name not in chosen:
+            continue
+        order, target = chosen[entry.name]
+        kind = (target.rows, target.cols, target.dtype, target.rank)
+        count = target.experts or 1
+        step_in, step_out = (
+            entry.nbytes // count,
+            target.rows * target.cols * DTYPE_BITS[stored_dtype(target.dtype)] // 8,
+        )
+        for expert in range(count):
+            members = waiting.setdefault(kind, [])
+            if members and (len(members) + 1) * step_out > limit:
+                yield Group(*kind, tuple(members))
+                members = waiting[kind] = []
+            source = header.data_start + entry.begin + expert * step_in
+            index = None if target.experts is None else expert
+            members.append(Matrix(entry.name, index, order, source, at[entry.name] + expert * step_out))
+    for kind, members in waiting.items():
+        yield Group(*kind, tuple(members))
+
+
+def output_index(index: Mapping[str, object], layouts: Sequence[ShardLayout]) -> dict[str, object]:
+    """The index of a checkpoint whose names or sizes changed: factors gone, total_size that of the output."""
+    weight_map = index["weight_map"]
+    assert isinstance(weight_map, Mapping)
+    kept = {entry.name for layout in layouts for entry in layout.entries}
+    metadata = index.get("metadata")
+    total = sum(entry.nbytes for layout in layouts for entry in layout.entries)
+    result: dict[str, object] = dict(index)
+    result["metadata"] = {
+        **(metadata if isinstance(metadata, Mapping) else {}),
+        "total_size": total,
+    }
+    result["weight_map"] = {
+        name: file for name, file in weight_map.items() if name in kept or not name.endswith(SCALE_SUFFIX)
+    }
+    return result

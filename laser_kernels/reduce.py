@@ -1,0 +1,293 @@
+"""From checkpoint to checkpoint: what is to be done (headers only), then the doing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laser_kernels import pipeline
+from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
+from laser_kernels.errors import CheckpointError, NonFiniteError
+from laser_kernels.journal import JOURNAL_NAME
+from laser_kernels.layout import (
+    DEFAULT_BUDGET,
+    Group,
+    ShardLayout,
+    check_budget,
+    lay_out,
+    output_index,
+)
+from laser_kernels.progress import Progress, automatic
+from laser_kernels.quantized import without_quantization
+from laser_kernels.report import KEPT, Report, Row, model_card
+from laser_kernels.selection import Plan
+from laser_kernels.work import Work, as_plan, prepare
+from laser_kernels.writer import Writer, check_destination, check_space
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS_IN_BUDGET = 4  # a quarter of the budget for weights in flight, the rest for the reduction's workspace
+ON_NONFINITE = ("error", "keep")
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" as the device it stands for here. One device only."""
+    if "," in device:
+        raise ValueError(f"device {device!r}: several devices are not supported yet; name one")
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: must be auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: torch sees no CUDA device here; use cpu")
+    return device
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    import laser_kernels
+
+    return {
+        "laser_kernels": laser_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the bits of the output, by the words in which a refused resume names it."""
+    return {
+        "source": reader.fingerprint(),
+        "plan": work.plan.as_dict(),
+        "selected tensors": _digest([asdict(target) for target in work.selection.targets]),
+        **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget")},
+        "versions": _versions(),
+    }
+
+
+def compute_with(tol: float, seed: int, device: str, on_nonfinite: str) -> pipeline.Compute:
+    """The function that reduces a loaded group in place and gives its rows."""
+
+    def reduce_tensor(tensor: torch.Tensor, group: Group) -> list[Row]:
+        import laser_kernels as lk
+
+        work = tensor if device == "cpu" else tensor.to(device)
+        keys = [matrix.key for matrix in group.matrices]
+        infos: list[Any] = [None] * len(keys)
+        good = list(range(len(keys)))
+        try:
+            _, infos = lk.low_rank(work, group.rank, tol=tol, seed=seed, key=keys, out=work, return_info=True)
+        except NonFiniteError as error:
+            labels = [group.matrices[index].label for index in error.indices]
+            if on_nonfinite == "error":
+                raise CheckpointError(
+                    f"{', '.join(labels[:5])}: holds NaN or Inf, so it has no low-rank approximation: repair it, "
+                    "leave it out of the plan, or leave it as it is with --on-nonfinite keep"
+                ) from error
+            bad = set(error.indices)
+            good = [index for index in good if index not in bad]
+            if good:  # without the bad ones; they are never written to
+                part, done = work[good], [keys[index] for index in good]
+                _, found = lk.low_rank(part, group.rank, tol=tol, seed=seed, key=done, out=part, return_info=True)
+                work[good] = part
+                for index, info in zip(good, found, strict=True):
+                    infos[index] = info
+        if work is not tensor and good:
+            tensor[good] = work[good].cpu()
+        return [
+            Row.of(matrix.name, matrix.index, (group.rows, group.cols), group.stored_dtype, info)
+            for matrix, info in zip(group.matrices, infos, strict=True)
+        ]
+
+    return reduce_tensor
+
+
+@contextmanager
+def _threads_of(writer: Writer) -> Iterator[None]:
+    """Work with as many threads as the run began with: their number decides the order of sums, hence bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    wanted = writer.journal.note("threads", before)
+    if wanted != before:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        if wanted != before:
+            torch.set_num_threads(before)
+
+
+def reduce_checkpoint(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    plan: str | os.PathLike[str] | Mapping[str, Any] | Plan,
+    *,
+    tol: float = 1e-3,
+    seed: int = 0,
+    device: str = "auto",
+    memory_budget: int | None = None,
+    resume: bool = False,
+    on_nonfinite: str = "error",
+    progress: Progress | None = None,
+) -> Report:
+    """Write to `dst` the checkpoint `src` with the weights that `plan` names replaced by low-rank approximations.
+
+    Args:
+        src: a folder with safetensors in the Hugging Face layout. Nothing in it is changed or executed.
+        dst: a folder that is made, or empty. Nothing outside it is written.
+        plan: a YAML file, a mapping or a Plan.
+        tol: accepted excess over the optimal residual, as in `low_rank`.
+        seed: with each tensor's name, decides the random sketch.
+        device: "cpu", "cuda", "cuda:1", ... or "auto".
+        memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call.
+        resume: go on with what an interrupted run left in `dst`; the result is bitwise that of one run.
+        on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are.
+        progress: called with (bytes done, bytes in all, name); None: a bar or lines on stderr.
+
+    Returns:
+        The report that `dst/laser_report.json` holds.
+
+    Raises:
+        CheckpointError: source or destination are not as they must be. `dst` then holds no finished checkpoint; unless
+            nothing had begun, it holds what `resume` needs.
+        ValueError: an argument or the plan makes no sense.
+    """
+    started = time.perf_counter()
+    source, destination = Path(src), Path(dst)
+    _check_arguments(tol, seed, on_nonfinite)
+    device = resolve_device(device)
+    chosen = as_plan(plan)
+    with Reader(source) as reader:
+        check_destination(source, destination, resume)
+        work = prepare(reader, chosen, memory_budget)
+        settings = {
+            **{
+                "tol": tol,
+                "seed": seed,
+                "device": device,
+                "memory_budget": memory_budget or DEFAULT_BUDGET,
+            },
+            "on_nonfinite": on_nonfinite,
+        }
+        who = identity(reader, work, settings)
+        finished = _finished(destination, _digest(who)) if resume else None
+        if finished is not None:
+            _refuse_kept(finished.rows, on_nonfinite)
+            return finished
+        carried, left = reader.side_files()
+        if not (destination / JOURNAL_NAME).exists():
+            check_space(destination, work.output_bytes)
+        writer = Writer(destination, work.layouts, who)
+        try:
+            _refuse_kept(_rows(writer, work), on_nonfinite)
+            limit = (memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET
+            compute = compute_with(tol, seed, device, on_nonfinite)
+            with _threads_of(writer):
+                pipeline.run(reader, writer, work.layouts, compute, limit, progress or automatic())
+            notes = work.selection.notes + ((f"not copied: {', '.join(left)}",) if left else ())
+            report = Report(
+                rows=_rows(writer, work),
+                plan=chosen.as_dict(),
+                settings=settings,
+                source={
+                    "name": source.resolve().name,
+                    "architecture": work.selection.architecture,
+                    "fp8_to_bf16": len(work.fp8),
+                },
+                versions=_versions(),
+                run=_digest(who),
+                notes=notes,
+                tensors=len(reader.tensors),
+                bytes=work.output_bytes,
+                seconds=time.perf_counter() - started,
+            )
+            _finish(reader, writer, work, carried, report)
+        finally:
+            writer.close()
+    return report
+
+
+def _check_arguments(tol: object, seed: object, on_nonfinite: str) -> None:
+    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0.0 <= tol < float("inf"):
+        raise ValueError(f"tol must be a number >= 0; got {tol!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number in 0..2**63-1; got {seed!r}")
+    if on_nonfinite not in ON_NONFINITE:
+        raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}; got {on_nonfinite!r}")
+
+
+def _refuse_kept(rows: Sequence[Row], on_nonfinite: str) -> None:
+    """A resume may come to keep what an error stopped, but not call an error what has been kept."""
+    kept = [row.label for row in rows if row.status == KEPT]
+    if kept and on_nonfinite == "error":
+        raise CheckpointError(f"{kept[0]}: holds NaN or Inf and was kept by the run to resume: add --on-nonfinite keep")
+
+
+def _finished(destination: Path, run: str) -> Report | None:
+    """The report of a destination that this very run has already finished.
+
+    Raises CheckpointError if another run has.
+    """
+    path = destination / REPORT_NAME
+    if not path.is_file() or (destination / JOURNAL_NAME).exists():
+        return None
+    report = Report.load(path)
+    if report.run != run:
+        raise CheckpointError(
+            f"{destination}: holds the finished result of another run (plan, source, settings or versions differ): "
+            "name a new folder"
+        )
+    return report
+
+
+def _rows(writer: Writer, work: Work) -> tuple[Row, ...]:
+    """All rows, those of earlier runs included, in the order of the tensors."""
+    order = {matrix.label: (matrix.order, matrix.index or 0) for group in work.groups for matrix in group.matrices}
+    rows = [Row.from_dict(row) for rows in writer.journal.done.values() for row in rows]
+    return tuple(sorted(rows, key=lambda row: order[row.label]))
+
+
+def _finish(reader: Reader, writer: Writer, work: Work, carried: list[str], report: Report) -> None:
+    """Side files, report and card; config.json after them, and last the name that makes a checkpoint of it all."""
+    for file in carried:
+        if file != "config.json":
+            writer.copy_file(file, reader.folder / file)
+    writer.put_file(REPORT_NAME, report.to_json().encode())
+    card = reader.folder / CARD_NAME
+    original = card.read_text("utf-8", errors="replace") if card.is_file() else None
+    writer.put_file(CARD_NAME, model_card(report, original).encode())
+    if "config.json" in carried:
+        if work.fp8:
+            config = json.dumps(without_quantization(reader.config), indent=2, ensure_ascii=False) + "\n"
+            writer.put_file("config.json", config.encode())
+        else:
+            writer.copy_file("config.json", reader.folder / "config.json")
+    index: bytes | None = None
+    if reader.index is not None:
+        index = (reader.folder / INDEX_NAME).read_bytes()
+        if work.fp8:
+            index = (
+                json.dumps(output_index(read_json(reader.folder / INDEX_NAME), work.layouts), indent=2) + "\n"
+            ).encode()
+    writer.finish(index, INDEX_NAME)

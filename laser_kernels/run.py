@@ -1,0 +1,114 @@
+"""One bucket through its routes: run, read the certificates, redo only what failed."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from laser_kernels import ops
+from laser_kernels.canonical import Bucket
+from laser_kernels.dispatch import EXACT_TOL, Problem, Route, choose, escalate
+from laser_kernels.errors import NonFiniteError
+from laser_kernels.info import Info
+from laser_kernels.status import Status
+
+
+class EscalationWarning(UserWarning):
+    """The chosen route could not certify some matrices; they were redone on a more exact one."""
+
+
+class Options:
+    """The keyword arguments that every public function shares, checked once."""
+
+    def __init__(self, tol: float | None, oversample: int | None, max_iter: int, route: str, seed: int):
+        if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < float("inf")):
+            raise ValueError(f"[laser_kernels] tol must be None or a number >= 0 (the excess you accept); got {tol!r}")
+        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+            raise ValueError(f"[laser_kernels] max_iter must be an int >= 1; got {max_iter!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"[laser_kernels] seed must be an int in 0..2^63-1; got {seed!r}")
+        self.tol, self.oversample, self.max_iter, self.route, self.seed = (
+            tol,
+            oversample,
+            max_iter,
+            route,
+            seed,
+        )
+
+    def arguments(self, path: Route) -> tuple:
+        """What the ops take after the rank, keys excepted."""
+        tol = self.tol if self.tol is None or self.tol > 0 else EXACT_TOL
+        return path.name, path.block, path.gram, path.wide, tol, self.max_iter, self.seed
+
+
+# attempt(backend, weight, todo, path, keys): runs `path` on weight = the bucket's matrices `todo`, stores the results of
+# those it certified, and returns their certificates.
+Attempt = Callable[[Any, Tensor, list[int], Route, list[int]], Tensor]
+
+
+def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[Info]:
+    """The Info of each matrix of the bucket, in its order.
+
+    Raises:
+        NonFiniteError: naming the matrices; nothing was stored.
+        RuntimeError: no route could certify a matrix.
+    """
+    b, m, n = bucket.tensor.shape
+    problem = Problem(m, n, bucket.rank, str(bucket.tensor.dtype)[6:], options.tol, bucket.tensor.device.type, b)
+    first = path = choose(problem, options.route, options.oversample, options.max_iter)
+    backend = ops.backend(bucket.tensor.device)
+    infos: dict[int, Info] = {}
+    todo = list(range(b))
+    while True:
+        start = time.perf_counter()
+        weight = bucket.tensor if len(todo) == b else bucket.tensor[todo]
+        rows = attempt(backend, weight, todo, path, [bucket.keys[i] for i in todo]).tolist()
+        seconds = (time.perf_counter() - start) / len(todo)
+        failed: dict[int, Status] = {}
+        for i, (code, norm, unrounded, residual, bound, iterations) in zip(todo, rows, strict=True):
+            status = Status(int(code))
+            if status not in (Status.OK, Status.UNCERTIFIED):
+                failed[i] = status
+                continue
+            label = "uncertified" if status == Status.UNCERTIFIED else "ok" if path is first else "escalated"
+            relative = residual / norm if norm > 0 else 0.0
+            infos[i] = Info(
+                bucket.rank,
+                residual,
+                relative,
+                bound,
+                residual - unrounded,
+                int(iterations),
+                path.name,
+                label,
+                seconds,
+            )
+        if not failed:
+            return [infos[i] for i in range(b)]
+        bad = [bucket.positions[i] for i, status in failed.items() if status == Status.NON_FINITE]
+        if bad:
+            raise NonFiniteError(bad, where)
+        # One way for all that failed: the more demanding reason decides.
+        onward = escalate(problem, path, max(failed.values()))
+        if onward is None:
+            raise RuntimeError(
+                f"[laser_kernels::{where}] no route could certify matrix {bucket.positions[min(failed)]} "
+                f"({m}x{n}, rank {bucket.rank}, tol {options.tol}): please report this matrix"
+            )
+        if onward.name != path.name:
+            _warn(where, path, onward, [bucket.positions[i] for i in failed], options.tol)
+        path, todo = onward, list(failed)
+
+
+def _warn(where: str, path: Route, onward: Route, positions: list[int], tol: float | None) -> None:
+    named = ", ".join(map(str, positions[:5])) + (", ..." if len(positions) > 5 else "")
+    warnings.warn(
+        f"[laser_kernels::{where}] {path.name} could not certify tol={tol} for matrix {named}: {onward.name} takes over "
+        f"({onward.reason})",
+        EscalationWarning,
+        stacklevel=4,
+    )

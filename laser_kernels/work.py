@@ -1,0 +1,54 @@
+"""All that is decided before a weight is read: which tensors, to what rank, and where every byte of the output goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from laser_kernels.checkpoint import Reader
+from laser_kernels.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out
+from laser_kernels.quantized import fp8_weights
+from laser_kernels.selection import Plan, Selection, select
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that is decided before a weight is read."""
+
+    plan: Plan
+    selection: Selection
+    fp8: tuple[str, ...]
+    layouts: tuple[ShardLayout, ...]
+
+    @property
+    def groups(self) -> Iterator[Group]:
+        return (step for layout in self.layouts for step in layout.steps if isinstance(step, Group))
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(layout.size for layout in self.layouts)
+
+
+def as_plan(plan: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:
+    """A Plan from whatever names one: a YAML file, a mapping, a Plan."""
+    if isinstance(plan, Plan):
+        return plan
+    return Plan.from_dict(plan) if isinstance(plan, Mapping) else Plan.from_yaml(plan)
+
+
+def prepare(reader: Reader, plan: Plan, memory_budget: int | None = None) -> Work:
+    """Select targets and lay the output out. Reads nothing but the headers that `reader` has."""
+    entries = [
+        entry for shard in reader.shards for entry in sorted(shard.header.entries, key=lambda e: (e.begin, e.end))
+    ]
+    selection = select(entries, reader.config, plan)
+    if memory_budget is not None:
+        if memory_budget < 1:
+            raise ValueError(f"memory_budget must be a number of bytes; got {memory_budget}")
+        check_budget(selection.targets, memory_budget)
+    fp8 = fp8_weights({entry.name: entry for entry in entries}, reader.config)
+    shards = [(shard.file, shard.header) for shard in reader.shards]
+    layouts = lay_out(shards, selection.targets, fp8, memory_budget or DEFAULT_BUDGET)
+    return Work(plan, selection, fp8, layouts)

@@ -1,0 +1,32 @@
+// laser_kernels._core: build facts and the pure functions of the core, for tests and for callers
+// without torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "core/certificate.hpp"
+#include "core/philox.hpp"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_core, m) {
+  m.attr("built_with_cuda") = bool(LASER_BUILT_CUDA);
+  m.def(
+      "philox4x32",
+      [](std::vector<uint32_t> counter, uint32_t key0, uint32_t key1) {
+        const laser::Philox4x32 r =
+            laser::philox4x32({{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}}, key0, key1);
+        return std::vector<uint32_t>(r.word, r.word + 4);
+      },
+      py::arg("counter"), py::arg("key0"), py::arg("key1"), "The ten-round generator, for its known-answer test.");
+  m.def(
+      "perturbation_loss",
+      [](const std::vector<double>& eigenvalues, int64_t rank, double error) {
+        return laser::perturbation_loss(eigenvalues.data(), int64_t(eigenvalues.size()), rank, error);
+      },
+      py::arg("eigenvalues"), py::arg("rank"), py::arg("error"),
+      "Energy a rank-r truncation may lose to a perturbation with entries of size `error` "
+      "(csrc/core/certificate.hpp).");
+}

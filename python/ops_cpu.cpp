@@ -1,0 +1,216 @@
+// Schemas of all ops, once, and their CPU kernels. Stable ABI only: no ATen, no c10, no Python.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "aten.hpp"
+#include "core/orthonormalize.hpp"
+#include "linalg_aten.hpp"
+#include "parallel.hpp"
+#include "rank_reduce_cpu.hpp"
+#include "tensor_checks.hpp"
+
+namespace laser::ops {
+namespace {
+
+namespace stable = torch::stable;
+
+Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
+  return stable::new_empty(like, sizes, dtype);
+}
+
+// f<T>(...) for the working type of a dense block.
+template <typename F>
+auto with_working_type(ScalarType dtype, const F& f) {
+  return dtype == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+Request request(const char* op, const cpu::Weight& w, int64_t rank, const std::string& route, int64_t block, bool gram,
+                bool wide, std::optional<double> tol, int64_t max_iter, int64_t seed,
+                const std::vector<int64_t>& keys) {
+  const int64_t side = std::min(w.rows, w.cols);
+  STD_TORCH_CHECK(rank >= 1 && rank <= side, "[laser_kernels::", op, "] rank must be in 1..min(m, n) = ", side,
+                  "; got ", rank);
+  STD_TORCH_CHECK(block >= rank && block <= side, "[laser_kernels::", op, "] block must be in rank..min(m, n); got ",
+                  block);
+  STD_TORCH_CHECK(max_iter >= 1, "[laser_kernels::", op, "] max_iter must be at least 1; got ", max_iter);
+  STD_TORCH_CHECK(int64_t(keys.size()) == w.count, "[laser_kernels::", op, "] keys must hold one integer per matrix (",
+                  w.count, "); got ", keys.size());
+  RouteKind kind = RouteKind::kRandomized;
+  if (route == "gram_eigh") {
+    kind = RouteKind::kGramEigh;
+  } else if (route == "full_svd") {
+    kind = RouteKind::kFullSvd;
+  } else {
+    STD_TORCH_CHECK(route == "randomized", "[laser_kernels::", op,
+                    "] route must be randomized, gram_eigh or full_svd; got ", route);
+  }
+  return {kind, rank, block, gram, wide, tol.value_or(-1.0), max_iter, uint64_t(seed), &keys};
+}
+
+Tensor prepare(const Tensor& weight) {
+  const cpu::Weight w = check_weight("prepare", "weight", weight);
+  Tensor out = empty(weight, {w.count, 2}, ScalarType::Double);
+  double* to = out.mutable_data_ptr<double>();
+  parallel_each(w.count, [&](int64_t b) {
+    const Prepared p = prepare_cpu(w, b, true);
+    to[2 * b] = std::ldexp(std::sqrt(p.stats.norm2), p.exponent);
+    to[2 * b + 1] = p.stats.top;
+  });
+  return out;
+}
+
+Tensor sketch(const Tensor& weight, int64_t block, int64_t seed, std::vector<int64_t> keys) {
+  const cpu::Weight w = check_weight("sketch", "weight", weight);
+  STD_TORCH_CHECK(int64_t(keys.size()) == w.count, "[laser_kernels::sketch] keys must hold one integer per matrix");
+  Tensor out = empty(weight, {w.count, std::min(w.rows, w.cols), block}, ScalarType::Float);
+  LinalgAten<float>().sketch(aten::block<float>(out), uint64_t(seed), keys.data());
+  return out;
+}
+
+Tensor gram(const Tensor& weight) {
+  check_dense("gram", "weight", weight);
+  const bool wide = weight.size(1) < weight.size(2);
+  const int64_t n = std::min(weight.size(1), weight.size(2));
+  Tensor out = empty(weight, {weight.size(0), n, n}, weight.scalar_type());
+  with_working_type(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const Block<const T> a =
+        Block<const T>::dense(weight.const_data_ptr<T>(), weight.size(0), weight.size(1), weight.size(2));
+    const Block<const T> tall = wide ? a.transposed() : a;
+    LinalgAten<T>().multiply(tall.transposed(), tall, aten::block<T>(out));
+  });
+  return out;
+}
+
+Tensor orthonormalize(const Tensor& x) {
+  check_dense("orthonormalize", "x", x);
+  STD_TORCH_CHECK(x.size(1) >= x.size(2), "[laser_kernels::orthonormalize] x must have rows >= columns; got ",
+                  shape_text(x));
+  Tensor out = stable::clone(x);
+  const int64_t count = x.size(0), l = x.size(2);
+  Tensor gram = empty(x, {count, l, l}, x.scalar_type()), factor = empty(x, {count, l, l}, x.scalar_type());
+  with_working_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    LinalgAten<T> la;
+    std::vector<int> failed(count);
+    laser::orthonormalize(la, aten::block<T>(out), aten::block<T>(gram), aten::block<T>(factor), failed);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
+  check_dense("small_eigh", "h", h);
+  STD_TORCH_CHECK(h.size(1) == h.size(2), "[laser_kernels::small_eigh] h must be square; got ", shape_text(h));
+  Tensor theta = empty(h, {h.size(0), h.size(1)}, ScalarType::Double);
+  Tensor w = empty(h, {h.size(0), h.size(1), h.size(1)}, h.scalar_type());
+  with_working_type(h.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Tensor source = h;
+    const Block<const T> block = aten::block<T>(source);
+    LinalgAten<T>().small_eigh(block, aten::block<T>(w), theta.mutable_data_ptr<double>());
+  });
+  return {theta, w};
+}
+
+Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
+  const cpu::Weight w = check_weight("reconstruct", "weight", weight);
+  const cpu::Weight to = check_weight("reconstruct", "out", out);
+  check_dense("reconstruct", "left", left);
+  check_dense("reconstruct", "right", right);
+  STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
+                  "[laser_kernels::reconstruct] out must match weight in shape and dtype; got ", shape_text(out),
+                  " for ", shape_text(weight));
+  STD_TORCH_CHECK(left.size(0) == w.count && left.size(1) == w.rows && right.size(0) == w.count &&
+                      right.size(1) == w.cols && left.size(2) == right.size(2) &&
+                      left.scalar_type() == right.scalar_type(),
+                  "[laser_kernels::reconstruct] left must be (b, m, r) and right (b, n, r) for weight ",
+                  shape_text(weight), "; got ", shape_text(left), " and ", shape_text(right));
+  Tensor residual = empty(weight, {w.count, 2}, ScalarType::Double);
+  double* norms = residual.mutable_data_ptr<double>();
+  with_working_type(left.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Tensor l = left, r = right;
+    const Block<const T> lefts = aten::block<T>(l), rights = aten::block<T>(r);
+    for (int64_t b = 0; b < w.count; ++b) {
+      const cpu::Residual m = reconstruct_cpu<T>(lefts.matrix(b), rights.matrix(b), 0, w, b, to);
+      norms[2 * b] = std::sqrt(m.unrounded);
+      norms[2 * b + 1] = std::sqrt(m.rounded);
+    }
+  });
+  return residual;
+}
+
+Tensor certificates_for(const Tensor& weight) {
+  return empty(weight, {weight.size(0), kCertificateColumns}, ScalarType::Double);
+}
+
+Certificate* rows_of(Tensor& certificates) {
+  return reinterpret_cast<Certificate*>(certificates.mutable_data_ptr<double>());
+}
+
+Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string route, int64_t block, bool gram, bool wide,
+                std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+  const cpu::Weight w = check_weight("low_rank", "weight", weight);
+  const cpu::Weight to = check_weight("low_rank", "out", out);
+  STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
+                  "[laser_kernels::low_rank] out must match weight in shape and dtype; got ", shape_text(out), " for ",
+                  shape_text(weight));
+  Tensor certificates = certificates_for(weight);
+  rank_reduce_cpu(w, request("low_rank", w, rank, route, block, gram, wide, tol, max_iter, seed, keys), &to, nullptr,
+                  rows_of(certificates));
+  return certificates;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
+                                                         int64_t block, bool gram, bool wide, std::optional<double> tol,
+                                                         int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+  const cpu::Weight w = check_weight("truncated_svd", "weight", weight);
+  const Request r = request("truncated_svd", w, rank, route, block, gram, wide, tol, max_iter, seed, keys);
+  const ScalarType dtype = w.dtype == cpu::Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  Tensor u = empty(weight, {w.count, w.rows, rank}, dtype);
+  Tensor s = empty(weight, {w.count, rank}, dtype);
+  Tensor vh = empty(weight, {w.count, rank, w.cols}, dtype);
+  Tensor certificates = certificates_for(weight);
+  const Factors factors{u.mutable_data_ptr(), s.mutable_data_ptr(), vh.mutable_data_ptr()};
+  rank_reduce_cpu(w, r, nullptr, &factors, rows_of(certificates));
+  return {u, s, vh, certificates};
+}
+
+}  // namespace
+}  // namespace laser::ops
+
+STABLE_TORCH_LIBRARY(laser_kernels, m) {
+  m.def("prepare(Tensor weight) -> Tensor");
+  m.def("sketch(Tensor weight, int block, int seed, int[] keys) -> Tensor");
+  m.def("gram(Tensor weight) -> Tensor");
+  m.def("orthonormalize(Tensor x) -> Tensor");
+  m.def("small_eigh(Tensor h) -> (Tensor, Tensor)");
+  m.def("reconstruct(Tensor left, Tensor right, Tensor weight, Tensor(a!) out) -> Tensor");
+  m.def(
+      "low_rank(Tensor weight, Tensor(a!) out, int rank, str route, int block, bool gram, bool "
+      "wide, float? tol, "
+      "int max_iter, int seed, int[] keys) -> Tensor");
+  m.def(
+      "truncated_svd(Tensor weight, int rank, str route, int block, bool gram, bool wide, float? "
+      "tol, int max_iter, "
+      "int seed, int[] keys) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CPU, m) {
+  m.impl("prepare", TORCH_BOX(&laser::ops::prepare));
+  m.impl("sketch", TORCH_BOX(&laser::ops::sketch));
+  m.impl("gram", TORCH_BOX(&laser::ops::gram));
+  m.impl("orthonormalize", TORCH_BOX(&laser::ops::orthonormalize));
+  m.impl("small_eigh", TORCH_BOX(&laser::ops::small_eigh));
+  m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
+  m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
+  m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));
+}

@@ -1,0 +1,294 @@
+#include "rank_reduce_cpu.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+
+#include "aten.hpp"
+#include "core/truncated_svd.hpp"
+#include "linalg_aten.hpp"
+#include "parallel.hpp"
+
+namespace laser {
+namespace {
+
+using aten::call;
+using aten::take;
+
+// Rows a thread reads or writes at a time: about 64 k elements stay in a core's L2 cache.
+constexpr int64_t kTileElements = 1 << 16;
+
+// Matrices up to this short side are worked on one per thread; larger ones one after another, with
+// threads inside the products (DEVNOTES.md, "CPU schedule").
+constexpr int64_t kOnePerThread = 1024;
+
+// Matrices this small go through the driver together, so that the cost of a call is shared.
+constexpr int64_t kGroupElements = 1 << 15;
+
+// Residual ||A - A_r|| counts as zero below this many eps of the input dtype times ||A||: the
+// contract's c.
+constexpr double kFloor = 32.0;
+
+int64_t tile_rows(int64_t cols) { return std::max<int64_t>(1, kTileElements / cols); }
+
+// Memory of T without initialisation; freed at the end of the scope.
+template <typename T>
+struct Scratch {
+  explicit Scratch(int64_t n) : data(new T[std::max<int64_t>(n, 1)]) {}
+  std::unique_ptr<T[]> data;
+};
+
+// The group's weights in the working type, row-major in their own orientation; a view where nothing
+// must change.
+template <typename T>
+Block<const T> load_group(const cpu::Weight& w, int64_t first, int64_t count, const int* exponent, Scratch<T>& copy) {
+  const bool same_type = w.dtype == (std::is_same_v<T, double> ? cpu::Dtype::kFloat64 : cpu::Dtype::kFloat32);
+  if (same_type && std::all_of(exponent, exponent + count, [](int e) { return e == 0; })) {
+    const T* data = static_cast<const T*>(w.data) + first * w.stride;
+    return {data, count, w.rows, w.cols, w.stride, w.row_stride, 1};
+  }
+  copy = Scratch<T>(count * w.rows * w.cols);
+  const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
+  parallel_each(count * tiles, [&](int64_t i) {
+    const int64_t b = i / tiles, from = i % tiles * rows, to = std::min(from + rows, w.rows);
+    cpu::load(w, first + b, from, to, exponent[b], copy.data.get() + (b * w.rows + from) * w.cols);
+  });
+  return Block<T>::dense(copy.data.get(), count, w.rows, w.cols);
+}
+
+// FULL_SVD of each matrix: LAPACK's gesdd. left = U_r diag(sigma), right = V_r.
+template <typename T>
+void full_svd(const SvdProblem<T>& p, const SvdResult<T>& out) {
+  const int64_t n = p.weight.cols, r = p.rank;
+  for (int64_t b = 0; b < p.weight.count; ++b) {
+    auto stack = call("aten::linalg_svd", "", aten::view(p.weight.matrix(b)), false, std::optional<std::string>{});
+    aten::Tensor u = torch::stable::contiguous(take(stack[0]));
+    aten::Tensor s = take(stack[1]);
+    aten::Tensor vh = torch::stable::contiguous(take(stack[2]));
+    const Block<T> left = aten::block<T>(u), right = aten::block<T>(vh).transposed();
+    const T* sigma = s.template const_data_ptr<T>();
+    std::vector<double> lambda(n);
+    double tail2 = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      lambda[j] = double(sigma[j]) * double(sigma[j]);
+      tail2 += j < r ? 0.0 : lambda[j];
+    }
+    for (int64_t j = 0; j < r; ++j) {
+      for (int64_t i = 0; i < left.rows; ++i) {
+        out.left.at(b, i, j) = left.at(0, i, j) * sigma[j];
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        out.right.at(b, i, j) = right.at(0, i, j);
+      }
+    }
+    // Backward error eps sigma_1 in A moves entries of A^T A by at most 2 eps sigma_1 sigma_i <= 2
+    // eps lambda_1; what it costs beyond the contract's floor is second order in it.
+    const double error = p.tolerance.eps * lambda[0];
+    const double loss = perturbation_loss(lambda.data(), n, r, error);
+    const bool zero = tail2 <= std::pow(p.tolerance.floor, 2) * p.norm2[b];
+    out.remainder[b] = tail2;
+    out.bound[b] = zero || tail2 == 0 ? 0.0 : loss / (2 * tail2);
+    out.iterations[b] = 0;
+    const bool certified = zero || std::is_same_v<T, double> || out.bound[b] <= p.tolerance.tol;
+    out.status[b] = p.tolerance.tol < 0 ? Status::kUncertified : certified ? Status::kOk : Status::kPrecision;
+  }
+}
+
+// Largest |entry| of each column of u positive; u and v change sign together. Both (rows, r).
+template <typename T>
+void fix_signs(Block<T> u, Block<T> v) {
+  std::vector<T> extreme(u.cols, T(0));
+  for (int64_t i = 0; i < u.rows; ++i) {
+    for (int64_t j = 0; j < u.cols; ++j) {
+      const T x = u.at(0, i, j);
+      extreme[j] = std::abs(x) > std::abs(extreme[j]) ? x : extreme[j];
+    }
+  }
+  for (const Block<T>& x : {u, v}) {
+    for (int64_t i = 0; i < x.rows; ++i) {
+      for (int64_t j = 0; j < x.cols; ++j) {
+        x.at(0, i, j) = extreme[j] < 0 ? -x.at(0, i, j) : x.at(0, i, j);
+      }
+    }
+  }
+}
+
+// The factors of matrix `b` of the call in the weight's orientation. T: working type, F: type of
+// the outputs.
+template <typename T, typename F>
+void write_factors(Block<T> u, const double* sigma, Block<T> v, int exponent, const Factors& out, int64_t b) {
+  const int64_t m = u.rows, n = v.rows, r = u.cols;
+  fix_signs(u, v);
+  F* to_u = static_cast<F*>(out.u) + b * m * r;
+  F* to_s = static_cast<F*>(out.s) + b * r;
+  F* to_vh = static_cast<F*>(out.vh) + b * r * n;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < r; ++j) {
+      to_u[i * r + j] = F(u.at(0, i, j));
+    }
+  }
+  for (int64_t j = 0; j < r; ++j) {
+    to_s[j] = F(std::ldexp(sigma[j], exponent));
+    for (int64_t i = 0; i < n; ++i) {
+      to_vh[j * n + i] = F(v.at(0, i, j));
+    }
+  }
+}
+
+template <typename T>
+void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, int64_t count, const Prepared* prepared,
+                  const cpu::Weight* dense, const Factors* out_factors, Certificate* certificates) {
+  std::vector<int> exponent(count);
+  std::vector<double> norm2(count), bound(count), remainder(count);
+  std::vector<int64_t> iterations(count);
+  std::vector<Status> status(count);
+  for (int64_t b = 0; b < count; ++b) {
+    exponent[b] = prepared[b].exponent;
+    norm2[b] = prepared[b].stats.norm2;
+  }
+  Scratch<T> copy(0);
+  const Block<const T> loaded = load_group<T>(w, first, count, exponent.data(), copy);
+  const bool wide = w.rows < w.cols;  // the core sees m >= n; undone where left and right are written
+  const Block<const T> a = wide ? loaded.transposed() : loaded;
+
+  const double eps = std::numeric_limits<T>::epsilon();
+  const double input_eps = w.dtype == cpu::Dtype::kFloat64 ? std::numeric_limits<double>::epsilon()
+                                                           : double(std::numeric_limits<float>::epsilon());
+  const SvdProblem<T> problem{a,
+                              norm2.data(),
+                              request.rank,
+                              request.block,
+                              request.gram,
+                              request.max_iter,
+                              {request.tol, eps, kFloor * input_eps},
+                              request.seed,
+                              request.keys->data() + first};
+  const int64_t r = request.rank, m = a.rows, n = a.cols;
+  Scratch<T> results(count * (m + n) * r);
+  const SvdResult<T> result{Block<T>::dense(results.data.get(), count, m, r),
+                            Block<T>::dense(results.data.get() + count * m * r, count, n, r),
+                            bound.data(),
+                            remainder.data(),
+                            iterations.data(),
+                            status.data()};
+  LinalgAten<T> la;
+  if (request.route == RouteKind::kFullSvd) {
+    full_svd(problem, result);
+  } else if (request.route == RouteKind::kGramEigh) {
+    Scratch<T> workspace(gram_eigh_workspace(problem));
+    gram_eigh(la, problem, workspace.data.get(), result);
+  } else {
+    Scratch<T> workspace(randomized_workspace(problem));
+    randomized(la, problem, workspace.data.get(), result);
+  }
+
+  for (int64_t b = 0; b < count; ++b) {
+    const double unit = std::ldexp(1.0, exponent[b]);
+    const double optimal = std::sqrt(remainder[b]) * unit;
+    Certificate& c = certificates[b];
+    c = {double(status[b]), std::sqrt(norm2[b]) * unit, optimal, optimal, bound[b], double(iterations[b])};
+    if (status[b] != Status::kOk && status[b] != Status::kUncertified) {
+      continue;
+    }
+    const Block<T> left = result.left.matrix(b), right = result.right.matrix(b);
+    if (dense) {
+      const cpu::Residual measured =
+          reconstruct_cpu<T>(wide ? right : left, wide ? left : right, exponent[b], w, first + b, *dense);
+      c.unrounded = std::sqrt(measured.unrounded);
+      c.residual = std::sqrt(measured.rounded);
+      continue;
+    }
+    Scratch<T> workspace(4 * r * r + m * r);
+    std::vector<double> sigma(r);
+    factors(la, left, right, sigma.data(), workspace.data.get(), workspace.data.get() + 4 * r * r);
+    const Block<T>&u = wide ? right : left, &v = wide ? left : right;
+    if (w.dtype == cpu::Dtype::kFloat64) {
+      write_factors<T, double>(u, sigma.data(), v, exponent[b], *out_factors, first + b);
+    } else {
+      write_factors<T, float>(u, sigma.data(), v, exponent[b], *out_factors, first + b);
+    }
+  }
+}
+
+}  // namespace
+
+Prepared prepare_cpu(const cpu::Weight& w, int64_t b, bool wide) {
+  const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
+  std::vector<cpu::Stats> part(tiles);
+  const auto pass = [&](int exponent) {
+    parallel_each(
+        tiles, [&](int64_t i) { part[i] = cpu::prepare(w, b, i * rows, std::min((i + 1) * rows, w.rows), exponent); });
+    cpu::Stats total;  // tiles in order: the same bits at any thread count
+    for (const cpu::Stats& s : part) {
+      total.norm2 += s.norm2;
+      total.top = s.top <= total.top ? total.top : s.top;
+    }
+    return total;
+  };
+  Prepared p{pass(0), 0};
+  p.exponent = cpu::scale_exponent(p.stats.top, wide);
+  if (p.exponent != 0) {
+    p.stats = pass(p.exponent);
+  }
+  return p;
+}
+
+template <typename T>
+cpu::Residual reconstruct_cpu(Block<const T> left, Block<const T> right, int exponent, const cpu::Weight& w, int64_t b,
+                              const cpu::Weight& out) {
+  const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
+  std::vector<cpu::Residual> part(tiles);
+  parallel_each(tiles, [&](int64_t i) {
+    const int64_t first = i * rows, n = std::min(rows, w.rows - first);
+    Scratch<T> scratch(n * w.cols);
+    const Block<T> tile = Block<T>::dense(scratch.data.get(), 1, n, w.cols);
+    const Block<const T> some{
+        left.data + first * left.row_stride, 1, n, left.cols, 0, left.row_stride, left.col_stride};
+    LinalgAten<T>().multiply(some, right.transposed(), tile);
+    part[i] = cpu::store<T>(tile, exponent, w, b, first, out);
+  });
+  cpu::Residual total;
+  for (const cpu::Residual& p : part) {
+    total.unrounded += p.unrounded;
+    total.rounded += p.rounded;
+  }
+  return total;
+}
+
+template cpu::Residual reconstruct_cpu(Block<const float>, Block<const float>, int, const cpu::Weight&, int64_t,
+                                       const cpu::Weight&);
+template cpu::Residual reconstruct_cpu(Block<const double>, Block<const double>, int, const cpu::Weight&, int64_t,
+                                       const cpu::Weight&);
+
+void rank_reduce_cpu(const cpu::Weight& w, const Request& request, const cpu::Weight* dense, const Factors* out_factors,
+                     Certificate* certificates) {
+  std::vector<Prepared> prepared(w.count);
+  parallel_each(w.count, [&](int64_t b) {
+    prepared[b] = prepare_cpu(w, b, request.wide);
+    const bool finite = std::isfinite(prepared[b].stats.top);
+    certificates[b] = {double(finite ? Status::kOk : Status::kNonFinite), 0, 0, 0, 0, 0};
+  });
+  if (std::any_of(prepared.begin(), prepared.end(), [](const Prepared& p) { return !std::isfinite(p.stats.top); })) {
+    return;
+  }
+  const int64_t per_group = std::clamp<int64_t>(kGroupElements / (w.rows * w.cols), 1, 16);
+  const int64_t groups = (w.count + per_group - 1) / per_group;
+  const auto group = [&](int64_t i) {
+    const int64_t first = i * per_group, count = std::min(per_group, w.count - first);
+    const auto run = request.wide ? reduce_group<double> : reduce_group<float>;
+    run(w, request, first, count, &prepared[first], dense, out_factors, certificates + first);
+  };
+  if (std::min(w.rows, w.cols) <= kOnePerThread) {
+    parallel_each(groups, group);
+  } else {
+    for (int64_t i = 0; i < groups; ++i) {
+      group(i);
+    }
+  }
+}
+
+}  // namespace laser

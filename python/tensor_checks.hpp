@@ -1,0 +1,57 @@
+// Words the errors of the op layer, and turns a tensor into the plain structs of csrc.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <string>
+
+#include "cpu/kernels.hpp"
+
+namespace laser {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    text += (d ? ", " : "") + std::to_string(t.size(d));
+  }
+  return text + ")";
+}
+
+// A (b, m, n) tensor with unit stride in its last dimension, in one of the four weight dtypes.
+inline cpu::Weight check_weight(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 3, "[laser_kernels::", op, "] ", name, " must be (b, m, n); got ", shape_text(t),
+                  ": add the batch dimension");
+  STD_TORCH_CHECK(t.size(1) > 0 && t.size(2) > 0, "[laser_kernels::", op, "] ", name, " is empty: ", shape_text(t));
+  STD_TORCH_CHECK(t.size(2) == 1 || t.stride(2) == 1, "[laser_kernels::", op, "] ", name,
+                  " must have unit stride in its last dimension: call .contiguous()");
+  cpu::Dtype dtype = cpu::Dtype::kFloat32;
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      break;
+    case ScalarType::Double:
+      dtype = cpu::Dtype::kFloat64;
+      break;
+    case ScalarType::BFloat16:
+      dtype = cpu::Dtype::kBFloat16;
+      break;
+    case ScalarType::Half:
+      dtype = cpu::Dtype::kFloat16;
+      break;
+    default:
+      STD_TORCH_CHECK(false, "[laser_kernels::", op, "] ", name, " must be float32, float64, bfloat16 or float16");
+  }
+  return {t.const_data_ptr(), dtype, t.size(0), t.size(1), t.size(2), t.stride(0), t.stride(1)};
+}
+
+// A dense (b, rows, cols) tensor of float or double.
+inline void check_dense(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 3 && t.is_contiguous(), "[laser_kernels::", op, "] ", name,
+                  " must be a contiguous (b, rows, cols) tensor; got ", shape_text(t));
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, "[laser_kernels::", op,
+                  "] ", name, " must be float32 or float64");
+}
+
+}  // namespace laser

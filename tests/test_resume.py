@@ -1,0 +1,248 @@
+"""A run killed anywhere leaves nothing that looks finished, and a resume ends with the bits of one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_checkpoints as tiny
+
+from laser_kernels import pipeline
+from laser_kernels.cli import main
+from laser_kernels.errors import CheckpointError
+from laser_kernels.journal import JOURNAL_NAME
+from laser_kernels.reduce import reduce_checkpoint
+
+PLAN = {"rules": [{"targets": ["all"], "layers": "all", "rank": 0.25}]}
+BUDGET = 16 * 20000  # two or three matrices in a call, so that there are many steps
+
+
+def reduce(src, dst, plan=PLAN, **options):
+    options = {"memory_budget": BUDGET, **options}
+    return reduce_checkpoint(src, dst, plan, progress=lambda *_: None, **options)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A one-file and a sharded checkpoint, with the results of runs that were not interrupted."""
+    root = tmp_path_factory.mktemp("resume")
+    result = {}
+    for shards in (1, 4):
+        tensors = tiny.llama_tensors(layers=12, width=60, wide=96)
+        src = tiny.write(root / f"source{shards}", tensors, shards=shards)
+        reduce(src, root / f"whole{shards}")
+        result[shards] = src, root / f"whole{shards}"
+    return result
+
+
+def journal_lines(dst) -> int:
+    try:
+        return (dst / JOURNAL_NAME).read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def looks_finished(dst) -> bool:
+    return any((dst / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def kill_after_lines(src, dst, lines: int, *more: str, kill: int = signal.SIGKILL) -> subprocess.Popen:
+    """Start the CLI, and kill it when its journal has so many lines (or when it has ended)."""
+    arguments = ["reduce", str(src), str(dst), "--targets", "all", "--rank", "0.25", "--memory-budget", str(BUDGET)]
+    command = [sys.executable, "-m", "laser_kernels", *arguments, "--layers", "all", *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and journal_lines(dst) < lines and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    if process.poll() is None:
+        process.send_signal(kill)
+    return process
+
+
+@pytest.mark.parametrize(("shards", "lines"), [(1, 1), (1, 40), (4, 25)])
+def test_killed_and_resumed_is_bitwise_one_run(sources, tmp_path, shards, lines):
+    src, whole = sources[shards]
+    process = kill_after_lines(src, tmp_path / "b", lines)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed: make the checkpoint larger"
+    assert not looks_finished(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="unfinished run: add --resume"):
+        reduce(src, tmp_path / "b")
+    reduce(src, tmp_path / "b", resume=True)
+    assert tiny.same_but_seconds(whole, tmp_path / "b")
+
+
+def test_ctrl_c_exits_with_130_and_can_be_resumed(sources, tmp_path):
+    src, whole = sources[1]
+    process = kill_after_lines(src, tmp_path / "b", 15, kill=signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert "--resume" in err and "Traceback" not in err and out == ""
+    assert not looks_finished(tmp_path / "b")
+    reduce(src, tmp_path / "b", resume=True)
+    assert tiny.same_but_seconds(whole, tmp_path / "b")
+
+
+class Crash(BaseException):
+    """Stands for a sudden end inside this process."""
+
+
+def crash_at(monkeypatch, call: int) -> None:
+    """Let the call-th operation that changes the folder (write, rename, sync) be the last one."""
+    counter = iter(range(10**9))
+    for name in ("pwrite", "rename", "fsync", "ftruncate"):
+        real = getattr(os, name)
+
+        def wrapped(*arguments, real=real):
+            if next(counter) >= call:
+                raise Crash
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, wrapped)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_crash_point_can_be_resumed(tmp_path, monkeypatch, shards):
+    src = tiny.llama(tmp_path / "a", shards=shards)
+    plan = {"rules": [{"targets": ["fc_in", "v_proj"], "layers": "1-2", "rank": 3}]}
+    reduce(src, tmp_path / "whole", plan)
+    for call in range(200):
+        dst = tmp_path / f"b{call}"
+        with monkeypatch.context() as patch:
+            crash_at(patch, call)
+            try:
+                reduce(src, dst, plan)
+            except Crash:
+                finished = False
+            else:
+                finished = True
+        if not finished and looks_finished(dst):  # only the journal's removal was left
+            left = tiny.contents(dst).keys() - {JOURNAL_NAME}
+            assert left == tiny.contents(tmp_path / "whole").keys()
+        reduce(src, dst, plan, resume=True)
+        assert tiny.same_but_seconds(tmp_path / "whole", dst), call
+        if finished:
+            break
+    assert finished and call > 15
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    src = tiny.llama(tmp_path / "a")
+    report = reduce(src, tmp_path / "b")
+    before = tiny.contents(tmp_path / "b")
+    assert reduce(src, tmp_path / "b", resume=True) == report
+    assert tiny.contents(tmp_path / "b") == before
+    with pytest.raises(CheckpointError, match="finished result of another run"):
+        reduce(src, tmp_path / "b", resume=True, seed=1)
+
+
+def test_resume_with_nothing_there_is_a_run(tmp_path):
+    src = tiny.llama(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    reduce(src, tmp_path / "b", resume=True)
+    reduce(src, tmp_path / "c", resume=True)
+    assert tiny.same_but_seconds(tmp_path / "b", tmp_path / "c")
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A source and a destination in which a few steps have been done."""
+    src = tiny.llama(tmp_path / "a", layers=6)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 35)
+        with pytest.raises(Crash):
+            reduce(src, tmp_path / "b")
+    return src, tmp_path / "b"
+
+
+def test_finished_work_is_not_done_again(interrupted, tmp_path, monkeypatch):
+    src, dst = interrupted
+    lines = (dst / JOURNAL_NAME).read_text().splitlines()
+    reduced = sum(bool(json.loads(line).get("rows")) for line in lines)
+    loads = []
+    real = pipeline.load
+    monkeypatch.setattr(pipeline, "load", lambda *args: loads.append(1) or real(*args))
+    reduce(src, dst, resume=True)
+    resumed = len(loads)
+    loads.clear()
+    reduce(src, tmp_path / "c")
+    assert 0 < resumed == len(loads) - reduced < len(loads)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"tol": 1e-2}, "tol"),
+        ({"memory_budget": BUDGET * 2}, "memory budget"),
+        ({"plan": {"rules": [{"targets": ["all"], "layers": "all", "rank": 0.5}]}}, "plan"),
+    ],
+)
+def test_another_run_is_not_resumed(interrupted, change, word):
+    src, dst = interrupted
+    before = tiny.contents(dst)
+    with pytest.raises(CheckpointError, match=f"another {word}"):
+        reduce(src, dst, resume=True, **change)
+    assert tiny.contents(dst) == before
+
+
+def test_a_changed_source_is_not_resumed(interrupted):
+    src, dst = interrupted
+    tensors = tiny.llama_tensors(layers=6)
+    tensors["model.norm.weight"] += 1
+    path = src / "model.safetensors"
+    path.unlink()
+    tiny.save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="another source"):
+        reduce(src, dst, resume=True)
+
+
+def test_a_torn_journal_line_and_a_lost_partial_file_are_survived(interrupted, tmp_path):
+    src, dst = interrupted
+    reduce(src, tmp_path / "whole")
+    with open(dst / JOURNAL_NAME, "ab") as stream:
+        stream.write(b'{"shard": 0, "st')
+    (dst / ".model.safetensors.partial").unlink()
+    reduce(src, dst, resume=True)
+    assert tiny.same_but_seconds(tmp_path / "whole", dst)
+
+
+def test_after_a_power_cut_only_synced_steps_count(interrupted, tmp_path):
+    src, dst = interrupted
+    reduce(src, tmp_path / "whole")
+    lines = [json.loads(line) for line in (dst / JOURNAL_NAME).read_text().splitlines()]
+    assert any("shard" in line for line in lines)
+    for line in lines:
+        if "boot" in line:
+            line["boot"] = "another start of the machine"
+    (dst / JOURNAL_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial = dst / ".model.safetensors.partial"
+    size, header = partial.stat().st_size, 8 + int.from_bytes(partial.read_bytes()[:8], "little")
+    with open(partial, "r+b") as stream:  # what had not been synced is lost
+        stream.seek(header)
+        stream.write(bytes(size - header))
+    reduce(src, dst, resume=True)
+    assert tiny.same_but_seconds(tmp_path / "whole", dst)
+
+
+def test_two_runs_do_not_share_a_destination(interrupted):
+    import fcntl
+
+    src, dst = interrupted
+    with open(dst / JOURNAL_NAME, "rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="another run is writing"):
+            reduce(src, dst, resume=True)
+
+
+def test_the_command_line_resumes(interrupted, capsys):
+    src, dst = interrupted
+    arguments = ["reduce", str(src), str(dst), "--targets", "all", "--rank", "0.25", "--memory-budget", str(BUDGET)]
+    assert main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
