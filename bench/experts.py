@@ -1,6 +1,6 @@
 """Many small matrices: 1000 experts in one call; and what one call costs on one tiny matrix.
 
-    python bench/experts.py [--experts 1000] [--repeats 5] [--calls 300]
+    python bench/experts.py [--experts 1000] [--repeats 3] [--calls 300]
 
 1. 1000 LLM-like fp32 matrices 192x576 at rank 19 (10 %), dense to dense. Ours is one batched
    `lk.low_rank` call at its default tol=1e-3. Peers, product included:
@@ -50,7 +50,8 @@ def experts(count: int, repeats: int) -> list[dict]:
     sigma = torch.cat([torch.linalg.svdvals(part.double()) for part in stack.split(100)])
     low, infos = lk.low_rank(stack, RANK, return_info=True)
     ours = statistics.median(excesses(stack, low, sigma, RANK))
-    print(f"{count} experts {SHAPE[0]}x{SHAPE[1]}, rank {RANK}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"{count} experts {SHAPE[0]}x{SHAPE[1]}, rank {RANK}, {threads} threads", flush=True)
 
     few, few_sigma = stack[:SAMPLE], sigma[:SAMPLE]
     grid = peers.oversamplings(RANK, min(SHAPE))
@@ -158,7 +159,7 @@ def overhead(calls: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--experts", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of part 1")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of part 1")
     parser.add_argument("--calls", type=int, default=300, help="calls of part 2")
     parser.add_argument("--out", type=Path, help="append rows to this JSON lines file")
     options = parser.parse_args()

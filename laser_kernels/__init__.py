@@ -13,7 +13,11 @@ from laser_kernels.api import (
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.info import Info
+from laser_kernels.reduce import reduce_checkpoint
+from laser_kernels.report import Report
 from laser_kernels.run import EscalationWarning
+from laser_kernels.selection import Plan
+from laser_kernels.verification import Verification, verify
 from laser_kernels.version import __version__
 
 __all__ = [
@@ -23,13 +27,18 @@ __all__ = [
     "Factorization",
     "Info",
     "NonFiniteError",
+    "Plan",
     "Problem",
+    "Report",
     "Route",
+    "Verification",
     "__version__",
     "choose",
     "explain",
     "factorize",
     "low_rank",
+    "reduce_checkpoint",
     "svdvals",
     "truncated_svd",
+    "verify",
 ]

@@ -240,7 +240,7 @@ def _run_reduce(args: argparse.Namespace) -> int:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    from laser_kernels.verify import verify
+    from laser_kernels.verification import verify
 
     result = verify(args.source, args.destination)
     if args.json:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,14 +21,12 @@ from laser_kernels.journal import JOURNAL_NAME
 from laser_kernels.layout import (
     DEFAULT_BUDGET,
     Group,
-    ShardLayout,
-    check_budget,
-    lay_out,
     output_index,
 )
 from laser_kernels.progress import Progress, automatic
 from laser_kernels.quantized import without_quantization
 from laser_kernels.report import KEPT, Report, Row, model_card
+from laser_kernels.run import EscalationWarning
 from laser_kernels.selection import Plan
 from laser_kernels.work import Work, as_plan, prepare
 from laser_kernels.writer import Writer, check_destination, check_space
@@ -203,7 +202,8 @@ def reduce_checkpoint(
             _refuse_kept(_rows(writer, work), on_nonfinite)
             limit = (memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET
             compute = compute_with(tol, seed, device, on_nonfinite)
-            with _threads_of(writer):
+            with _threads_of(writer), warnings.catch_warnings():
+                warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
                 pipeline.run(reader, writer, work.layouts, compute, limit, progress or automatic())
             notes = work.selection.notes + ((f"not copied: {', '.join(left)}",) if left else ())
             report = Report(
@@ -225,7 +225,20 @@ def reduce_checkpoint(
             _finish(reader, writer, work, carried, report)
         finally:
             writer.close()
+    _warn_escalated(report)
     return report
+
+
+def _warn_escalated(report: Report) -> None:
+    """One warning that names the tensors whose first route could not certify tol."""
+    labels = [row.label for row in report.rows if row.status == "escalated"]
+    if labels:
+        more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+        warnings.warn(
+            f"{', '.join(labels[:5])}{more}: redone in float64 or by an exact route, where tol was certified",
+            EscalationWarning,
+            stacklevel=3,
+        )
 
 
 def _check_arguments(tol: object, seed: object, on_nonfinite: str) -> None:

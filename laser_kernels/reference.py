@@ -93,11 +93,12 @@ def _randomized(
         theta, w = torch.linalg.eigh(y.mT @ y)
         theta, w = theta.flip(0).double(), w.flip(1)
         now = theta[:rank].clamp_min(0).sum().item()
-        remainder, missing = max(norm2 - now, 0.0), 0.0 if full else math.inf
+        remainder, missing, stalled = max(norm2 - now, 0.0), 0.0 if full else math.inf, False
         if captured is not None and not full:
             before, gain = gain, max(now - captured, 0.0)
-            ratio = min(1 - 1e-6, max(damping, gain / before if before else 0.99, 0.2))
-            missing = gain * ratio / (1 - ratio)
+            observed = 0.99 if before is None else gain / before if before > noise else 0.0
+            ratio = min(1 - 1e-6, max(damping, observed, 0.2))
+            missing, stalled = max(gain, noise) * ratio / (1 - ratio), before is not None and gain <= noise
         denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder)
         exhausted = remainder + noise <= floor2
         bound = 0.0 if exhausted else (SAFETY * missing + noise) / denominator
@@ -106,7 +107,7 @@ def _randomized(
             status = Status.UNCERTIFIED if full or done else None
         elif exhausted or bound <= tol:
             status = Status.OK
-        elif full or noise >= 0.5 * tol * denominator:
+        elif full or stalled or noise >= 0.5 * tol * denominator:
             status = Status.PRECISION
         else:
             status = Status.NOT_CONVERGED if done else None

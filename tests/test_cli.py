@@ -113,8 +113,8 @@ def test_sizes(text, size):
     assert parse_bytes(text) == size
 
 
-def test_help_needs_no_torch():
-    code = "import sys; from laser_kernels.cli import main; main(['--help']); print('torch' in sys.modules)"
+def test_help():
+    code = "import sys; from laser_kernels.cli import main; sys.exit(main(['--help']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "plan,reduce,verify" in done.stdout and done.returncode == 0
 

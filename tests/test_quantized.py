@@ -14,7 +14,7 @@ from laser_kernels.errors import CheckpointError
 from laser_kernels.quantized import dequantize
 from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.selection import Plan
-from laser_kernels.verify import verify
+from laser_kernels.verification import verify
 from laser_kernels.work import prepare
 
 FP8 = torch.float8_e4m3fn

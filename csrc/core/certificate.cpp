@@ -55,10 +55,12 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
   if (full) {
     missing = 0;
   } else if (gain >= 0) {
-    const double observed = p.gain > 0 ? gain / p.gain : kUnknownRate;  // one gain says nothing about the rate
+    // One gain says nothing about the rate, and one below the noise has no ratio to the next.
+    const double observed = p.gain < 0 ? kUnknownRate : p.gain > noise ? gain / p.gain : 0.0;
     const double q = std::clamp(std::max(p.damping, observed), kFastest, kSlowest);
-    missing = gain * q / (1 - q);
+    missing = std::max(gain, noise) * q / (1 - q);
   }
+  const bool stalled = gain >= 0 && gain <= noise && p.gain >= 0;  // iterating on would not be seen
   p.gain = gain;
   p.captured = captured;
 
@@ -71,9 +73,7 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
     p.status = multiplies_left <= 0 || full ? Status::kUncertified : Status::kRunning;
   } else if (exhausted || p.bound <= t.tol) {
     p.status = Status::kOk;
-  } else if (noise >= 0.5 * t.tol * denominator) {
-    p.status = Status::kPrecision;
-  } else if (full) {
+  } else if (full || stalled || noise >= 0.5 * t.tol * denominator) {
     p.status = Status::kPrecision;
   } else if (multiplies_left <= 0) {
     p.status = Status::kNotConverged;

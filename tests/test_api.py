@@ -1,0 +1,185 @@
+"""Forms of input and output, and what bad input is told."""
+
+import numpy as np
+import pytest
+import torch
+
+import laser_kernels as lk
+from laser_kernels.testing import llm_like, residual
+
+A = llm_like(48, 32)
+
+
+def test_fraction_is_the_floor_of_the_exact_product():
+    assert lk.choose((10, 30), 0.7).block >= 7
+    _, info = lk.low_rank(llm_like(10, 30), 0.7, return_info=True)
+    assert info.rank == 7  # binary floating point would say 6.999...
+    assert lk.low_rank(A, 0.001, return_info=True)[1].rank == 1
+
+
+def test_views_give_what_their_copies_give():
+    big = torch.zeros(96, 70)
+    big[::2, 3:35] = A
+    for view in (A.mT, big[::2, 3:35], big[::2, 3:35].mT, A.flip(0), A.expand(3, 48, 32)):
+        assert torch.equal(lk.low_rank(view, 5), lk.low_rank(view.clone(memory_format=torch.contiguous_format), 5))
+        u, s, vh = lk.truncated_svd(view, 5)
+        assert residual(view, (u * s[..., None, :]) @ vh) <= 1.001 * residual(view, lk.low_rank(view, 5)) + 1e-5
+
+
+def test_numpy_in_numpy_out():
+    a = A.numpy()
+    x = lk.low_rank(a, 5)
+    assert isinstance(x, np.ndarray) and x.dtype == np.float32
+    np.testing.assert_array_equal(x, lk.low_rank(A, 5).numpy())
+    assert all(isinstance(t, np.ndarray) for t in lk.truncated_svd(a.astype(np.float64), 5))
+    assert isinstance(lk.svdvals(a), np.ndarray)
+    assert all(isinstance(t, np.ndarray) for t in lk.low_rank([a, a.T], 5))
+    assert isinstance(lk.factorize(a, 5).reconstruct(3), np.ndarray)
+    frozen = a.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(lk.low_rank(frozen, 5), x)
+    np.testing.assert_array_equal(lk.low_rank(a[::-1], 5), lk.low_rank(a[::-1].copy(), 5))
+    out = np.empty_like(a)
+    assert lk.low_rank(a, 5, out=out) is out
+    np.testing.assert_array_equal(out, x)
+
+
+def test_ragged_list_keeps_its_order():
+    matrices = [llm_like(48, 32, 1), llm_like(20, 50, 2), llm_like(48, 32, 3), llm_like(20, 50, 4).double()]
+    results, infos = lk.low_rank(matrices, [4, 5, 6, 0.5], return_info=True)
+    assert [i.rank for i in infos] == [4, 5, 6, 10]
+    for a, rank, x in zip(matrices, [4, 5, 6, 10], results, strict=True):
+        assert torch.equal(x, lk.low_rank(a, rank))
+    svds = lk.truncated_svd(matrices, [4, 5, 6, 0.5])
+    assert [s.S.shape[0] for s in svds] == [4, 5, 6, 10]
+
+
+def test_stack_with_one_rank_stays_a_stack_and_with_several_becomes_a_list_of_svd():
+    stack = torch.stack([llm_like(48, 32, i) for i in range(3)])
+    assert lk.truncated_svd(stack, 4).U.shape == (3, 48, 4)
+    several = lk.truncated_svd(stack, [4, 5, 4])
+    assert isinstance(several, list) and [s.U.shape[1] for s in several] == [4, 5, 4]
+    x = lk.low_rank(stack, [4, 5, 4])
+    assert x.shape == stack.shape
+    assert torch.equal(x[1], lk.low_rank(stack[1], 5))
+
+
+def test_in_place_and_out():
+    expected = lk.low_rank(A, 5)
+    a = A.clone()
+    assert lk.low_rank(a, 5, out=a) is a and torch.equal(a, expected)
+    weight = torch.nn.Parameter(A.clone())
+    assert lk.low_rank(weight, 5, out=weight) is weight and torch.equal(weight.data, expected)
+    transposed = torch.empty(32, 48).mT
+    assert torch.equal(lk.low_rank(A, 5, out=transposed), expected)
+    outs = [torch.empty(48, 32), torch.empty(32, 48)]
+    lk.low_rank([A, A.mT], 5, out=outs)
+    assert torch.equal(outs[0], expected)
+    stack = torch.stack([A, 2 * A])
+    lk.low_rank(stack, [5, 6], out=stack)
+    assert torch.equal(stack[0], expected)
+
+
+def test_requires_grad_is_detached():
+    weight = A.clone().requires_grad_()
+    assert not lk.low_rank(weight, 5).requires_grad
+    assert not lk.truncated_svd(weight, 5).U.requires_grad
+
+
+def test_svdvals_matches_lapack():
+    torch.testing.assert_close(lk.svdvals(A), torch.linalg.svdvals(A))
+    ragged = lk.svdvals([A, A[:, :7].bfloat16()])
+    assert [v.shape[0] for v in ragged] == [32, 7] and ragged[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("rank", [None, 12])
+def test_factorize_serves_every_smaller_rank_within_tol(rank):
+    f = lk.factorize(A, rank, tol=1e-3)
+    s = torch.linalg.svdvals(A.double())
+    for r in (1, 3, f.rank):
+        assert f.at(r).U.shape == (48, r)
+        tail = s[r:].norm().item()
+        assert residual(A, f.reconstruct(r)) <= 1.001 * tail + 1e-5
+    out = torch.empty_like(A)
+    assert f.reconstruct(3, out=out) is out and torch.equal(out, f.reconstruct(3))
+    if rank:
+        with pytest.raises(ValueError, match="up to 12; got 13"):
+            f.at(13)
+
+
+def test_choose_and_explain_say_what_runs():
+    _, info = lk.low_rank(A, 5, return_info=True)
+    assert lk.choose(A, 5).name == info.route
+    assert lk.choose((48, 32), 5) == lk.choose(A, 5)
+    text = lk.explain((4096, 4096), 0.01)
+    assert text.startswith("randomized, float32") and "multiplications" in text
+
+
+BAD = [
+    (A, 0, ValueError, r"1\.\.min\(m, n\) = 32 for a 48x32 matrix; got 0"),
+    (A, 33, ValueError, "got 33"),
+    (A, float("nan"), ValueError, "fraction"),
+    (A, 1.5, ValueError, "fraction"),
+    (A, -0.1, ValueError, "fraction"),
+    (A, True, TypeError, "bool"),
+    (A, "8", TypeError, "str"),
+    (A, None, TypeError, "NoneType"),
+    (A, [3, 4], ValueError, r"one value per matrix \(1\); got 2"),
+    (A[0], 1, ValueError, "1-D"),
+    (A[None, None], 1, ValueError, "4-D"),
+    (A.int(), 1, TypeError, "int32"),
+    (A.to(torch.complex64), 1, TypeError, "complex64: complex is not supported"),
+    (A[:0], 1, ValueError, r"empty: shape \(0, 32\)"),
+    ([], 1, ValueError, "list A is empty"),
+    ([A, A[0]], 1, ValueError, r"A\[1\] must be a 2-D matrix; got 1-D"),
+    ([A, torch.empty(3, 3, device="meta")], 1, ValueError, "one device; got cpu and meta"),
+    ("weights", 1, TypeError, "got str"),
+    (np.array(["x"]), 1, TypeError, "NumPy"),
+]
+
+
+@pytest.mark.parametrize("function", [lk.low_rank, lk.truncated_svd], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("a, rank, error, text", BAD, ids=[b[3] for b in BAD])
+def test_bad_input_is_told_what_and_where(function, a, rank, error, text):
+    with pytest.raises(error, match=text) as caught:
+        function(a, rank)
+    assert "[laser_kernels" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"tol": -1}, "tol must be None or a number >= 0"),
+        ({"tol": float("nan")}, "tol"),
+        ({"max_iter": 0}, "max_iter"),
+        ({"route": "magic"}, "route must be auto, randomized, gram_eigh, full_svd; got 'magic'"),
+        ({"oversample": -1}, "oversample"),
+        ({"seed": -1}, "seed"),
+        ({"key": 2**63}, "key"),
+        ({"out": torch.empty(3, 3)}, "out must match A"),
+        ({"out": torch.empty(48, 32).double()}, "out must match A"),
+        ({"out": [torch.empty(48, 32)]}, "out must be a list"),
+    ],
+)
+def test_bad_options_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        lk.low_rank(A, 4, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_nonfinite_names_the_matrices_and_touches_nothing(value, dtype):
+    stack = torch.stack([llm_like(48, 32, i) for i in range(4)]).to(dtype)
+    stack[1, 47, 31] = value
+    stack[3, 0, 0] = value
+    before = stack.clone()
+    with pytest.raises(lk.NonFiniteError, match="NaN or Inf in matrix 1, 3") as caught:
+        lk.low_rank(stack, 4, out=stack)
+    assert caught.value.indices == [1, 3]
+    assert torch.equal(stack.view(torch.uint8), before.view(torch.uint8))
+    ragged = [llm_like(20, 10).to(dtype), stack[1], llm_like(20, 10).to(dtype)]
+    kept = [a.clone() for a in ragged]
+    with pytest.raises(lk.NonFiniteError) as caught:
+        lk.low_rank(ragged, 4, out=ragged)
+    assert caught.value.indices == [1]
+    assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ragged, kept, strict=True))

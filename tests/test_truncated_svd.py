@@ -1,0 +1,147 @@
+"""The contract of truncated_svd and low_rank over matrix families, shapes, dtypes, routes and tolerances."""
+
+import math
+
+import pytest
+import torch
+
+import laser_kernels as lk
+from laser_kernels.testing import (
+    FAMILIES,
+    FLOOR,
+    eps,
+    llm_like,
+    norm,
+    optimal_residual,
+    orthonormality_bound,
+    residual,
+    residual_bound,
+)
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SHAPES = [(96, 40), (40, 97), (131, 130), (1, 7), (9, 1)]
+ROUTES = ["auto", "randomized", "gram_eigh", "full_svd"]
+
+
+def matrix(family, shape, rank, dtype):
+    a = FAMILIES[family](*shape, rank).to(dtype)
+    return a if torch.isfinite(a).all() else FAMILIES["gaussian"](*shape, rank).to(dtype)  # out of fp16's range
+
+
+def ranks(shape):
+    side = min(shape)
+    return sorted({1, max(1, side // 4), max(1, 3 * side // 4), side})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_low_rank_keeps_the_contract(family, shape, dtype):
+    for rank in ranks(shape):
+        a = matrix(family, shape, rank, dtype)
+        tail, size = optimal_residual(a, rank), norm(a)
+        for route in ROUTES:
+            x, info = lk.low_rank(a, rank, route=route, return_info=True)
+            assert x.dtype == dtype and x.shape == a.shape
+            assert math.isclose(info.residual, residual(a, x), rel_tol=1e-3, abs_tol=1e-9 * size)
+            unrounded = info.residual - info.rounding
+            assert unrounded <= residual_bound(a, rank, 1e-3), (rank, route, info)
+            # the bound that was reported, not only the one that was asked
+            assert unrounded <= (1 + info.excess_bound) * tail * (1 + 1e-9) + FLOOR * eps(dtype) * size, (rank, info)
+            assert info.excess_bound <= 1e-3 and info.rank == rank
+            assert math.isclose(info.relative_residual * size, info.residual, rel_tol=1e-6, abs_tol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_truncated_svd_factors_are_an_svd(family, shape, dtype):
+    for rank in ranks(shape):
+        a = matrix(family, shape, rank, dtype)
+        for route in ROUTES:
+            u, s, vh = lk.truncated_svd(a, rank, route=route)
+            assert u.dtype == s.dtype == vh.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert (u.shape, s.shape, vh.shape) == ((shape[0], rank), (rank,), (rank, shape[1]))
+            identity = torch.eye(rank, dtype=u.dtype)
+            bound = orthonormality_bound(dtype, rank)
+            assert (u.mT @ u - identity).abs().max() <= bound, (rank, route)
+            assert (vh @ vh.mT - identity).abs().max() <= bound, (rank, route)
+            assert (s >= 0).all() and (s.diff() <= 0).all(), (rank, route)
+            x = (u.double() * s.double()) @ vh.double()
+            assert residual(a, x) <= residual_bound(a, rank, 1e-3), (rank, route)
+            extreme = u.gather(0, u.abs().argmax(0, keepdim=True))
+            assert (extreme >= 0).all(), (rank, route)
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("family", ["spiked", "gaussian", "power_law", "clustered", "condition_1e3"])
+def test_excess_stays_below_tol_on_the_randomized_route(family, fraction, tol):
+    a = FAMILIES[family](600, 400, int(400 * fraction)).float()
+    x, info = lk.low_rank(a, fraction, tol=tol, route="randomized", return_info=True)
+    excess = residual(a, x) / optimal_residual(a, info.rank) - 1
+    print(f"{family} rank {info.rank} tol {tol}: excess {excess:.2e}, bound {info.excess_bound:.2e}, {info.route}")
+    assert excess <= info.excess_bound <= tol
+
+
+@pytest.mark.parametrize("rank", [1, 0.05, 0.1, 0.25, 0.5, 0.8])
+def test_real_weights_keep_the_contract(smollm2, rank):
+    for name, w in smollm2.items():
+        for tol in (1e-2, 1e-3, 1e-4):
+            x, info = lk.low_rank(w.float(), rank, tol=tol, return_info=True)
+            tail = optimal_residual(w, info.rank)
+            excess = residual(w, x) / tail - 1
+            print(
+                f"{name} rank {info.rank} tol {tol}: excess {excess:.2e}, bound {info.excess_bound:.2e}, {info.route}"
+            )
+            assert excess <= tol + FLOOR * eps(torch.float32) * norm(w) / tail
+            assert info.excess_bound >= excess - FLOOR * eps(torch.float32) * norm(w) / tail
+
+
+@pytest.mark.parametrize("family", ["spiked", "condition_1e6", "power_law", "exact_rank"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tol_zero_finds_the_truncation_itself(family, dtype):
+    m, n, rank = 120, 80, 20
+    a = FAMILIES[family](m, n, rank).to(dtype)
+    u, s, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    exact = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    x, info = lk.low_rank(a, rank, tol=0, return_info=True)
+    assert (s[rank - 1] - s[rank]) / s[0] >= 1e-6
+    assert residual(exact, x) <= 1e-5 * norm(a), info
+    assert residual(a, x) <= (1 + 1e-6) * residual(a, exact) + FLOOR * eps(dtype) * norm(a)
+
+
+def test_tol_none_does_max_iter_multiplications_and_does_not_judge():
+    a = llm_like(300, 200)
+    x, info = lk.low_rank(a, 20, tol=None, max_iter=3, return_info=True)
+    assert (info.iterations, info.status, info.route) == (3, "uncertified", "randomized")
+    few = residual(a, lk.low_rank(a, 20, tol=None, max_iter=1))
+    assert optimal_residual(a, 20) <= residual(a, x) < few
+
+
+def test_an_iteration_that_cannot_converge_escalates_and_says_so():
+    a = llm_like(300, 200)
+    with pytest.warns(lk.EscalationWarning, match="matrix 0: gram_eigh takes over"):
+        x, info = lk.low_rank(a, 20, route="randomized", max_iter=1, return_info=True)
+    assert (info.route, info.status) == ("gram_eigh", "escalated")
+    assert residual(a, x) <= residual_bound(a, 20, 1e-3)
+
+
+def test_only_the_matrix_that_fails_is_redone():
+    easy, hard = llm_like(200, 100), FAMILIES["condition_1e6"](200, 100, 90).float()
+    x, infos = lk.low_rank(torch.stack([easy, hard, easy]), 90, route="gram_eigh", return_info=True)
+    assert [i.status for i in infos] == ["ok", "escalated", "ok"]
+    for a, y in zip((easy, hard, easy), x, strict=True):
+        assert residual(a, y) <= residual_bound(a, 90, 1e-3)
+
+
+def test_scaling_by_a_power_of_two_scales_the_result_exactly():
+    a = llm_like(90, 60)
+    assert torch.equal(lk.low_rank(a * 2.0**10, 6), lk.low_rank(a, 6) * 2.0**10)
+
+
+def test_half_precision_results_are_rounded_once():
+    for dtype in (torch.bfloat16, torch.float16):
+        a = llm_like(90, 60).to(dtype)
+        single = lk.low_rank(a.float(), 6)
+        assert torch.equal(lk.low_rank(a, 6), single.to(dtype))
