@@ -11,7 +11,8 @@ The error beside the times is the median over the 210 matrices of the excess ||W
 of the unrounded fp32 result, in float64 against exact float64 singular values (cached).
   (i)  ours at its default tol=1e-3: time ratio and median-excess ratio, peer / ours
   (ii) ours at the loosest tol in [1e-3, 1e-1] whose median excess is not above the peer's
-       (bisection in log tol): time ratio at equal error
+       (bisection in log tol): time ratio at equal error, or, where even 1e-1 stays well below
+       the peer's error, at that tol, and it is said so
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from laser_kernels.rank import resolve_rank
 
 OP = "reduce_checkpoint"
 PEER = "LASER loop: torch.svd_lowrank(q=r, niter=2)"
-DEFAULT, EQUAL = "ours, default tol", "ours, equal error"
+DEFAULT, EQUAL = "ours, default tol", "ours, loosest tol that suffices"
 TIGHT, LOOSE = 1e-3, 1e-1
 STEPS = 6
 
@@ -112,7 +113,9 @@ def main() -> None:
     }
     print(f"median excess: LASER's {excess[PEER]:.2e}, ours at tol 1e-3 {excess[DEFAULT]:.2e}")
     tol, excess[EQUAL] = loosest(matrices, sigma, rank, excess[PEER])
-    print(f"equal error: tol {tol:.2e}, median excess {excess[EQUAL]:.2e}")
+    print(f"(ii) uses tol {tol:.2e}, median excess {excess[EQUAL]:.2e}", end="")
+    unmet = tol == LOOSE and excess[EQUAL] < 0.5 * excess[PEER]
+    print(": the range ends before the peer's error is reached" if unmet else "")
     del matrices
 
     with tempfile.TemporaryDirectory(prefix=".checkpoint-speed-", dir=smollm2.CACHE) as scratch:
@@ -156,7 +159,10 @@ def main() -> None:
         f"(i)  default tol: time ratio {peer / samples[DEFAULT].median:.2f}, "
         f"excess ratio {excess[PEER] / excess[DEFAULT]:.1f}"
     )
-    print(f"(ii) equal error (tol {tol:.2e}): time ratio {peer / samples[EQUAL].median:.2f}")
+    print(
+        f"(ii) tol {tol:.2e}: time ratio {peer / samples[EQUAL].median:.2f}, "
+        f"excess ratio {excess[PEER] / excess[EQUAL]:.1f} (1 = equal error)"
+    )
     timing.append(options.out, rows)
 
 

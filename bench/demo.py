@@ -147,7 +147,7 @@ def draw(sample: dict[str, dict[str, Any]]) -> None:
     left.legend(loc="lower left", bbox_to_anchor=(0.14, 0.06), ncols=2)
     marks = {
         "laser": (LASER, "s", "tab:red"),
-        "bound": ("ours: certified bound", "_", "black"),
+        "bound": ("ours: info.excess_bound", "_", "black"),
         "excess": ("ours: lk.low_rank, tol=1e-3", "o", "tab:blue"),
     }
     for key, (label, marker, colour) in marks.items():

@@ -61,10 +61,11 @@ class Rates(NamedTuple):
     eigh_cubic: float  # seconds of a symmetric eigensolver: cubic n^3 + square n^2, float32
     eigh_square: float
     svd: float  # seconds of a full SVD per m n^2, float32
+    call: float  # seconds per call of a library function, whatever its size
     wide: float  # float64 / float32 time
 
 
-CPU_RATES = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, wide=2.2)
+CPU_RATES = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, call=3e-6, wide=2.2)
 
 
 def _eigh_seconds(n: int, rates: Rates) -> float:
@@ -72,9 +73,9 @@ def _eigh_seconds(n: int, rates: Rates) -> float:
 
 
 def default_block(rank: int, side: int, tol: float | None) -> int:
-    """rank + p. p = rank/4, at least 10: least time at tol <= 1e-3; a tenth suffices for loose tolerances."""
-    share = 10 if tol is not None and tol >= 1e-2 else 4
-    return min(side, rank + max(10, rank // share))
+    """rank + p. p = rank/4, at least 20: least time at tol <= 1e-3 (DEVNOTES.md, "Cost model"); half for loose ones."""
+    share, least = (8, 10) if tol is not None and tol >= 1e-2 else (4, 20)
+    return min(side, rank + max(least, rank // share))
 
 
 def expected_multiplies(tol: float | None, max_iter: int) -> int:
@@ -94,7 +95,8 @@ def _randomized_seconds(m: int, n: int, block: int, rank: int, multiplies: int, 
     else:
         iterate = (2 * multiplies + 1) * product(m, n, block)
     small = rounds * (12.0 * n * block**2 / rates.flops + _eigh_seconds(block, rates))
-    return iterate + small
+    calls = 15 + 20 * rounds + 3 * multiplies
+    return iterate + small + calls * rates.call
 
 
 @functools.lru_cache(maxsize=4096)
@@ -127,7 +129,7 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         r,
         True,
         wide,
-        scale * ((2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates)),
+        scale * ((2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
         f"A^T A and a {n}x{n} symmetric eigensolver",
     )
     full_svd = Route(

@@ -1,0 +1,71 @@
+"""choose() and escalate(): pure, printable, and sane at the ends."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laser_kernels import _core
+from laser_kernels.dispatch import Problem, Route, choose, escalate
+from laser_kernels.rank import resolve_rank
+from laser_kernels.status import Status
+
+sides = st.integers(1, 30000)
+
+
+@given(sides, sides, st.floats(0.001, 1), st.sampled_from(["float32", "float64", "bfloat16"]),
+       st.sampled_from([None, 0, 1e-4, 1e-3, 1e-1]))  # fmt: skip
+def test_choose_always_answers_with_a_route_that_fits(m, n, fraction, dtype, tol):
+    rank = resolve_rank(fraction, m, n)
+    problem = Problem(m, n, rank, dtype, tol)
+    route = choose(problem)
+    assert route == choose(problem) and route == choose(problem._replace(rows=n, cols=m))
+    assert rank <= route.block <= min(m, n)
+    assert route.seconds > 0 and route.reason
+    assert route.wide or (dtype != "float64" and tol != 0 and route.name != "full_svd")
+
+
+@given(sides, sides, st.floats(0.001, 1), st.sampled_from([Status.PRECISION, Status.NOT_CONVERGED]))
+def test_escalation_ends_in_a_full_svd(m, n, fraction, status):
+    problem = Problem(m, n, resolve_rank(fraction, m, n))
+    for name in ("randomized", "gram_eigh", "full_svd"):
+        route: Route | None = choose(problem, name)
+        seen = []
+        while route is not None:
+            assert (route.name, route.wide) not in seen
+            seen.append((route.name, route.wide))
+            route = escalate(problem, route, status)
+        assert seen[-1] == ("full_svd", True) and len(seen) <= 4
+
+
+def test_small_ranks_are_randomized_and_large_ones_exact():
+    for side in (1024, 2048, 4096):
+        assert choose(Problem(side, side, side // 100)).name == "randomized"
+        assert choose(Problem(side, side, side // 2)).name == "gram_eigh"
+    assert choose(Problem(64, 64, 6)).name == "gram_eigh"  # a call costs more than its flops
+    assert choose(Problem(2048, 2048, 2048)).name == "full_svd"
+
+
+def test_iterating_on_the_gram_matrix_pays_for_tall_matrices():
+    assert choose(Problem(11008, 2048, 400), "randomized").gram
+    assert not choose(Problem(4096, 4096, 16), "randomized").gram
+
+
+def test_time_grows_with_the_batch_and_with_precision():
+    one, many = choose(Problem(1000, 800, 80)), choose(Problem(1000, 800, 80, batch=10))
+    assert many.seconds == pytest.approx(10 * one.seconds)
+    assert choose(Problem(1000, 800, 80, "float64")).seconds > one.seconds
+
+
+def test_perturbation_loss_is_zero_without_error_and_capped_by_the_gap():
+    spectrum = [4.0, 3.0, 2.0, 1.0]
+    assert _core.perturbation_loss(spectrum, 2, 0.0) == 0
+    # pairs (i <= 2 < j): gaps 2, 3, 1, 2
+    assert _core.perturbation_loss(spectrum, 2, 0.1) == pytest.approx(0.01 * (1 / 2 + 1 / 3 + 1 + 1 / 2))
+    assert _core.perturbation_loss(spectrum, 2, 10.0) == pytest.approx(2 + 3 + 1 + 2)
+    assert _core.perturbation_loss([1.0] * 6, 3, 1e-3) == 0  # a cluster may swap freely
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_resolve_rank_is_exact(numerator, side):
+    fraction = min(numerator, 10**6) / 10**6
+    assert resolve_rank(fraction, side, side) == max(1, min(numerator, 10**6) * side // 10**6)

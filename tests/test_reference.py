@@ -1,0 +1,73 @@
+"""reference.py: the oracle agrees with the compiled driver, and takes over where nothing was compiled."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import laser_kernels as lk
+from laser_kernels import reference
+from laser_kernels.testing import FAMILIES, FLOOR, eps, norm, optimal_residual, residual, residual_bound
+
+L = torch.ops.laser_kernels
+ROUTES = [("randomized", False), ("randomized", True), ("gram_eigh", False), ("gram_eigh", True), ("full_svd", True)]
+
+
+@pytest.mark.parametrize("route, wide", ROUTES)
+@pytest.mark.parametrize("family", ["spiked", "gaussian", "power_law", "zero", "scale_1e30", "exact_rank"])
+@pytest.mark.parametrize("shape", [(60, 45), (45, 60)], ids=str)
+def test_reference_and_driver_promise_and_keep_the_same(shape, family, route, wide):
+    rank, block = 9, 19
+    a = FAMILIES[family](*shape, rank).float()[None]
+    arguments = (rank, route, block, False, wide, 1e-3, 64, 0, [0])
+    results = []
+    for backend in (L, reference):
+        out = torch.zeros_like(a)
+        row = backend.low_rank(a, out, *arguments)[0].tolist()
+        u, s, vh, _ = backend.truncated_svd(a, *arguments)
+        assert row[1] == pytest.approx(norm(a), rel=1e-6)
+        if row[0] == 0:
+            assert residual(a[0], out[0]) <= residual_bound(a[0], rank, 1e-3)
+            assert row[3] == pytest.approx(residual(a[0], out[0]), rel=1e-3, abs=1e-6 * norm(a))
+            product = (u[0].double() * s[0].double()) @ vh[0].double()
+            assert residual(a[0], product) <= residual_bound(a[0], rank, 1e-3)
+        results.append((row[0], s[0].double(), residual(a[0], out[0])))
+    (status, s, r), (other_status, other_s, other_r) = results
+    assert status == other_status
+    if status == 0:
+        tail = optimal_residual(a[0], rank) + FLOOR * eps(torch.float32) * norm(a)
+        assert abs(r - other_r) <= 1.1e-3 * tail
+        torch.testing.assert_close(s, other_s, rtol=2e-3, atol=1e-5 * max(norm(a), 1e-300))
+
+
+def test_reference_prepare_matches():
+    for family in FAMILIES:
+        a = FAMILIES[family](20, 30, 5)[None]
+        torch.testing.assert_close(L.prepare(a), reference.prepare(a), rtol=1e-12, atol=0)
+
+
+def test_without_the_library_the_reference_runs_and_says_so_once(tmp_path):
+    """A pure-Python install: the package without its .so files."""
+    source = Path(lk.__file__).parent
+    shutil.copytree(source, tmp_path / "laser_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, laser_kernels as lk
+    a = torch.randn(40, 30)
+    x, info = lk.low_rank(a, 5, return_info=True)
+    lk.low_rank(a, 5)
+    s = lk.truncated_svd(torch.stack([a, a]), 5)
+tail = torch.linalg.svdvals(a.double())[5:].norm().item()
+assert (a.double() - x.double()).norm().item() <= 1.001 * tail, info
+assert s.U.shape == (2, 40, 5)
+ours = [str(w.message) for w in caught if "laser_kernels" in str(w.message)]
+assert len(ours) == 1 and "pip install" in ours[0], ours
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "ok", done.stderr
