@@ -65,6 +65,9 @@ class Rates(NamedTuple):
     wide: float  # float64 / float32 time
 
 
+# Flops of a Gram matrix formed by lower block columns, against the full product (python/linalg_aten.cpp).
+GRAM_SHARE = 0.6
+
 CPU_RATES = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, call=3e-6, wide=2.2)
 
 
@@ -91,7 +94,7 @@ def _randomized_seconds(m: int, n: int, block: int, rank: int, multiplies: int, 
 
     rounds = multiplies / 2 + 1  # Rayleigh-Ritz steps: filters have degree 1 to 4
     if gram:
-        iterate = product(n, m, n) + (multiplies + 1) * product(n, n, block) + product(m, n, rank)
+        iterate = GRAM_SHARE * product(n, m, n) + (multiplies + 1) * product(n, n, block) + product(m, n, rank)
     else:
         iterate = (2 * multiplies + 1) * product(m, n, block)
     small = rounds * (12.0 * n * block**2 / rates.flops + _eigh_seconds(block, rates))
@@ -129,7 +132,7 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         r,
         True,
         wide,
-        scale * ((2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
+        scale * ((GRAM_SHARE * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
         f"A^T A and a {n}x{n} symmetric eigensolver",
     )
     full_svd = Route(

@@ -86,7 +86,7 @@ def _randomized(
     floor2: float,
 ):
     """Basis of the leading right singular vectors of a (m >= n): (V, remainder, bound, multiplies, status)."""
-    full, captured, gain, damping, multiplies = q.shape[1] == a.shape[1], None, None, 1.0, 0
+    full, captured, gain, promised, damping, multiplies = q.shape[1] == a.shape[1], None, None, 1.0, 1.0, 0
     q = torch.linalg.qr(q).Q
     while True:
         y = a @ q
@@ -96,8 +96,11 @@ def _randomized(
         remainder, missing, stalled = max(norm2 - now, 0.0), 0.0 if full else math.inf, False
         if captured is not None and not full:
             before, gain = gain, max(now - captured, 0.0)
-            observed = 0.99 if before is None else gain / before if before > noise else 0.0
-            ratio = min(1 - 1e-6, max(damping, observed, 0.2))
+            ratio = damping if before is not None else max(damping, 0.5)
+            left = gain / (gain + before) if before is not None and before > noise else 0.0
+            if promised < 1 and left > promised:
+                ratio **= math.log(left) / math.log(promised)
+            ratio = min(1 - 1e-6, max(ratio, 0.07))
             missing, stalled = max(gain, noise) * ratio / (1 - ratio), before is not None and gain <= noise
         denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder)
         exhausted = remainder + noise <= floor2
@@ -113,7 +116,7 @@ def _randomized(
             status = Status.NOT_CONVERGED if done else None
         if status is not None:
             return q @ w[:, :rank], remainder, bound, multiplies, status
-        z, last, at_rank = q @ w, theta[-1].item(), theta[rank - 1].item()
+        z, last, at_rank, promised = q @ w, theta[-1].item(), theta[rank - 1].item(), damping
         x = a.mT @ (a @ z)
         if captured is not None and last > 1e3 * torch.finfo(a.dtype).eps * theta[0].item():
             x, damping = x * (2 / last) - z, (2 * at_rank / last - 1) ** -2

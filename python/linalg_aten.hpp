@@ -9,6 +9,7 @@ template <typename T>
 class LinalgAten final : public Linalg<T> {
  public:
   void multiply(Block<const T> a, Block<const T> b, Block<T> c) override;
+  void gram(Block<const T> a, Block<T> g) override;
   void sketch(Block<T> q, uint64_t seed, const int64_t* keys) override;
   void normalize_columns(Block<T> x) override;
   void chebyshev(Block<const T> x, Block<const T> z, const double* cut, int factor, Block<T> out) override;

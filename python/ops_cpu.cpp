@@ -85,7 +85,7 @@ Tensor gram(const Tensor& weight) {
     const Block<const T> a =
         Block<const T>::dense(weight.const_data_ptr<T>(), weight.size(0), weight.size(1), weight.size(2));
     const Block<const T> tall = wide ? a.transposed() : a;
-    LinalgAten<T>().multiply(tall.transposed(), tall, aten::block<T>(out));
+    LinalgAten<T>().gram(tall, aten::block<T>(out));
   });
   return out;
 }

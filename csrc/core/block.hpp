@@ -22,7 +22,12 @@ struct Block {
   Block batch(int64_t first, int64_t n) const {
     return {data + first * stride, n, rows, cols, stride, row_stride, col_stride};
   }
-  Block first_columns(int64_t n) const { return {data, count, rows, n, stride, row_stride, col_stride}; }
+  Block columns(int64_t first, int64_t n) const { return corner(0, first, rows, n); }
+  Block first_columns(int64_t n) const { return columns(0, n); }
+  // The m x n part that begins at (i, j).
+  Block corner(int64_t i, int64_t j, int64_t m, int64_t n) const {
+    return {data + i * row_stride + j * col_stride, count, m, n, stride, row_stride, col_stride};
+  }
   T& at(int64_t b, int64_t i, int64_t j) const { return data[b * stride + i * row_stride + j * col_stride]; }
   // A view to read from. (A template so that Block<const T> does not convert to itself.)
   template <typename U, typename = std::enable_if_t<std::is_same_v<U, const T> && !std::is_const_v<T>>>

@@ -16,9 +16,9 @@ constexpr double kNoise = 2.0;
 
 // What one filter leaves of the error energy is taken to lie in this range: below, the filter's promise is not believed
 // (unwanted values above the cut are damped less); above, a nearly flat spectrum cannot be told from convergence.
-constexpr double kFastest = 0.2;
+constexpr double kFastest = 0.07;
 constexpr double kSlowest = 1 - 1e-6;
-constexpr double kUnknownRate = 0.99;
+constexpr double kUnknownRate = 0.5;  // of the first filter, before any other was seen
 
 // A filter may amplify an outlier by at most this much more than the cut, times the unit roundoff
 // below 1e-3, so that rounding of the outliers stays below 1e-3 of the directions at the cut (their
@@ -55,14 +55,22 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
   if (full) {
     missing = 0;
   } else if (gain >= 0) {
-    // One gain says nothing about the rate, and one below the noise has no ratio to the next.
-    const double observed = p.gain < 0 ? kUnknownRate : p.gain > noise ? gain / p.gain : 0.0;
-    const double q = std::clamp(std::max(p.damping, observed), kFastest, kSlowest);
+    // This gain is part of what was missing before it, so the filter before the last left at least `left` of the
+    // error; where that is more than it promised, the last one's promise is taken with the same grain of salt.
+    double q = p.damping;
+    if (p.gain < 0) {
+      q = std::max(q, kUnknownRate);
+    } else if (p.gain > noise) {
+      const double left = gain / (gain + p.gain);
+      q = left > p.promised && p.promised < 1 ? std::pow(q, std::log(left) / std::log(p.promised)) : q;
+    }
+    q = std::clamp(q, kFastest, kSlowest);
     missing = std::max(gain, noise) * q / (1 - q);
   }
   const bool stalled = gain >= 0 && gain <= noise && p.gain >= 0;  // iterating on would not be seen
   p.gain = gain;
   p.captured = captured;
+  p.promised = p.damping;
 
   const double floor2 = t.floor * t.floor * norm2;
   const bool exhausted = p.remainder + noise <= floor2;

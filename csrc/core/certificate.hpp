@@ -27,6 +27,7 @@ struct Tolerance {
 struct Progress {
   double captured = -1;  // sum of the leading `rank` Ritz values at the previous step; negative: there was none
   double gain = -1;      // how much the previous step added; negative: unknown
+  double promised = 1;   // damping of the filter before the last
   double damping = 1;    // bound on how much of the error energy the last filter left (1: unknown)
   double bound = 0;      // latest excess bound
   double remainder = 0;  // latest ||A||^2 - captured

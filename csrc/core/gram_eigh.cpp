@@ -25,7 +25,7 @@ void gram_eigh(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdRes
   const Block<T> w = Block<T>::dense(workspace + count * n * n, count, n, n);
   std::vector<double> lambda(count * n), captured(count);
 
-  la.multiply(p.weight.transposed(), p.weight, g);
+  la.gram(p.weight, g);
   la.small_eigh(g, w, lambda.data());
   for (int64_t b = 0; b < count; ++b) {  // a copy, so that right is dense
     const Block<T> from = w.matrix(b), to = out.right.matrix(b);

@@ -16,6 +16,9 @@ class Linalg {
   // c = a b, for any strides.
   virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;
 
+  // g = a^T a, exactly symmetric.
+  virtual void gram(Block<const T> a, Block<T> g) = 0;
+
   // q(i, j) = the integer of philox.hpp for (seed, keys[b], i, j).
   virtual void sketch(Block<T> q, uint64_t seed, const int64_t* keys) = 0;
 

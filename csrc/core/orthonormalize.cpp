@@ -64,7 +64,7 @@ void orthonormalize(Linalg<T>& la, Block<T> x, Block<T> gram, Block<T> factor, s
   const double rounding = 4 * std::numeric_limits<T>::epsilon() * std::sqrt(double(x.cols));
   la.normalize_columns(x);
   for (int pass = 0; pass < kPasses; ++pass) {
-    la.multiply(x.transposed(), x, gram);
+    la.gram(x, gram);
     const double before = deviation(gram);
     if (before <= rounding) {
       return;

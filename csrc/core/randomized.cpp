@@ -67,7 +67,7 @@ void rayleigh_ritz(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws
     la.multiply(ws.q.transposed(), ws.x, ws.h);
   } else {
     la.multiply(p.weight, ws.q, ws.y);
-    la.multiply(ws.y.transposed(), ws.y, ws.h);
+    la.gram(ws.y, ws.h);
   }
 }
 
@@ -120,7 +120,7 @@ void randomized(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdRe
   la.sketch(ws.q, p.seed, p.keys);
   orthonormalize(la, ws.q, ws.h, ws.w, failed);
   if (p.gram) {
-    la.multiply(p.weight.transposed(), p.weight, ws.g);
+    la.gram(p.weight, ws.g);
   }
   for (int64_t multiplies = 0;;) {
     rayleigh_ritz(la, p, ws);
