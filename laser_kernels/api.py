@@ -56,7 +56,7 @@ def truncated_svd(
         rank: an int, or a float in (0, 1] = fraction of min(m, n); or one of these per matrix.
         tol: the excess, residual / tail - 1, that you accept. 0 computes in float64 to excess <= 1e-6. None: `max_iter`
             multiplications by A^T A and no judgement.
-        oversample: extra columns p of the randomized block. Default max(20, r/4); half for tol >= 1e-2.
+        oversample: extra columns p of the randomized block. Default max(20, r/4), less for tol >= 1e-2.
         max_iter: multiplications by A^T A before a more exact route takes over.
         route: "auto", "randomized", "gram_eigh" or "full_svd". A given route is tried first and still escalates.
         seed, key: the sketch is a function of these (and row, column) alone; key: one int, or one per matrix.

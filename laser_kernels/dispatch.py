@@ -76,9 +76,12 @@ def _eigh_seconds(n: int, rates: Rates) -> float:
 
 
 def default_block(rank: int, side: int, tol: float | None) -> int:
-    """rank + p. p = rank/4, at least 20: least time at tol <= 1e-3 (DEVNOTES.md, "Cost model"); half for loose ones."""
-    share, least = (8, 10) if tol is not None and tol >= 1e-2 else (4, 20)
-    return min(side, rank + max(least, rank // share))
+    """rank + p, rounded up to a multiple of 16, the width that BLAS multiplies fastest (DEVNOTES.md, "Cost model").
+
+    p is at least rank/4 and 20, which takes the least time at tol <= 1e-3; rank/10 and 6 do for tol >= 1e-2.
+    """
+    share, least = (10, 6) if tol is not None and tol >= 1e-2 else (4, 20)
+    return min(side, -(-(rank + max(least, rank // share)) // 16) * 16)
 
 
 def expected_multiplies(tol: float | None, max_iter: int) -> int:
@@ -132,7 +135,8 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         r,
         True,
         wide,
-        scale * ((GRAM_SHARE * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
+        scale
+        * ((GRAM_SHARE * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
         f"A^T A and a {n}x{n} symmetric eigensolver",
     )
     full_svd = Route(

@@ -6,7 +6,7 @@ import heapq
 import mmap
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import Reader
@@ -266,7 +266,7 @@ def run(
     try:
         while (job := to_compute.get()) is not None:
             assert job.loaded is not None and isinstance(job.step, Group)
-            rows = tuple(asdict(row) for row in compute(job.loaded.tensor, job.step))
+            rows = tuple(dict(vars(row)) for row in compute(job.loaded.tensor, job.step))
             to_write.put(0, replace(job, rows=rows))
             del job  # the writer holds the last reference
         to_write.put(2, None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from laser_kernels.status import Status
 
 # The same as in csrc (DEVNOTES.md, "Certificate").
-SAFETY, NOISE, FLOOR = 3.0, 2.0, 32.0
+SAFETY, NOISE, FLOOR = 3.0, 4.0, 32.0
 
 
 def _philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
@@ -86,23 +86,27 @@ def _randomized(
     floor2: float,
 ):
     """Basis of the leading right singular vectors of a (m >= n): (V, remainder, bound, multiplies, status)."""
-    full, captured, gain, promised, damping, multiplies = q.shape[1] == a.shape[1], None, None, 1.0, 1.0, 0
-    q = torch.linalg.qr(q).Q
+    full, looks = q.shape[1] == a.shape[1], 0
+    captured, gain, promised, damping, multiplies = norm2 * rank / a.shape[1], None, 1.0, 1.0, 0 if full else 1
+    q = torch.linalg.qr(q if full else a.mT @ (a @ q)).Q
     while True:
         y = a @ q
         theta, w = torch.linalg.eigh(y.mT @ y)
         theta, w = theta.flip(0).double(), w.flip(1)
-        now = theta[:rank].clamp_min(0).sum().item()
-        remainder, missing, stalled = max(norm2 - now, 0.0), 0.0 if full else math.inf, False
-        if captured is not None and not full:
-            before, gain = gain, max(now - captured, 0.0)
-            ratio = damping if before is not None else max(damping, 0.5)
-            left = gain / (gain + before) if before is not None and before > noise else 0.0
-            if promised < 1 and left > promised:
-                ratio **= math.log(left) / math.log(promised)
-            ratio = min(1 - 1e-6, max(ratio, 0.07))
-            missing, stalled = max(gain, noise) * ratio / (1 - ratio), before is not None and gain <= noise
-        denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder)
+        now, at_rank, last = theta[:rank].clamp_min(0).sum().item(), max(theta[rank - 1].item(), 0.0), theta[-1].item()
+        remainder, before, gain = max(norm2 - now, 0.0), gain, max(now - captured, 0.0)
+        if before is None:
+            damping = max(0.5, (max(last, 0.0) / at_rank) ** 2) if at_rank > 0 else 1.0
+        ratio, left = damping, gain / (gain + before) if before is not None and before > noise else 0.0
+        if 0 < promised < 1 and left > promised and ratio > 0:
+            ratio **= math.log(left) / math.log(promised)
+        looks += 1
+        ratio = min(1 - 1e-6, max(ratio, 0.07 if looks > 2 else 0.2))
+        missing, stalled = (
+            0.0 if full else max(gain, 2 * noise) * ratio / (1 - ratio),
+            before is not None and gain <= noise,
+        )
+        denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder, 1e-300)
         exhausted = remainder + noise <= floor2
         bound = 0.0 if exhausted else (SAFETY * missing + noise) / denominator
         done = multiplies >= max_iter
@@ -116,9 +120,9 @@ def _randomized(
             status = Status.NOT_CONVERGED if done else None
         if status is not None:
             return q @ w[:, :rank], remainder, bound, multiplies, status
-        z, last, at_rank, promised = q @ w, theta[-1].item(), theta[rank - 1].item(), damping
+        z, promised = q @ w, damping
         x = a.mT @ (a @ z)
-        if captured is not None and last > 1e3 * torch.finfo(a.dtype).eps * theta[0].item():
+        if last > 1e3 * torch.finfo(a.dtype).eps * theta[0].item():
             x, damping = x * (2 / last) - z, (2 * at_rank / last - 1) ** -2
         else:
             damping = (max(last, 0.0) / at_rank) ** 2 if at_rank > 0 else 1.0

@@ -52,7 +52,7 @@ class Row:
         """The row of a matrix; `info` None: it was kept."""
         if info is None:
             return Row(name, index, shape, dtype)
-        fields = {key: _finite(value) for key, value in asdict(info).items()}
+        fields = {key: _finite(value) for key, value in vars(info).items()}
         return Row(name, index, shape, dtype, **fields)
 
     @staticmethod

@@ -46,7 +46,9 @@ def test_fake_kernels_give_the_shapes_of_the_real_ones(name):
     with FakeTensorMode() as mode:
         arguments = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in SAMPLES[name]]
         fake = getattr(L, name)(*arguments)
-    for r, f in zip(real if isinstance(real, tuple) else (real,), fake if isinstance(fake, tuple) else (fake,), strict=True):
+    for r, f in zip(
+        real if isinstance(real, tuple) else (real,), fake if isinstance(fake, tuple) else (fake,), strict=True
+    ):
         assert (r.shape, r.dtype) == (f.shape, f.dtype)
 
 

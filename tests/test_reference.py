@@ -40,7 +40,12 @@ def test_reference_and_driver_promise_and_keep_the_same(shape, family, route, wi
     if status == 0:
         tail = optimal_residual(a[0], rank) + FLOOR * eps(torch.float32) * norm(a)
         assert abs(r - other_r) <= 1.1e-3 * tail
-        torch.testing.assert_close(s, other_s, rtol=2e-3, atol=1e-5 * max(norm(a), 1e-300))
+        # both captured energies lie within 2 tol tail^2 of the optimum
+        assert (
+            abs((s / tail).square().sum() - (other_s / tail).square().sum()) <= 3e-3
+            if tail > 0
+            else (s == other_s).all()
+        )
 
 
 def test_reference_prepare_matches():

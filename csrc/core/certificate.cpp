@@ -12,13 +12,14 @@ namespace {
 constexpr double kSafety = 3.0;
 
 // Rounding in the captured energy, in units of eps ||A||^2 (DEVNOTES.md, "Certificate").
-constexpr double kNoise = 2.0;
+constexpr double kNoise = 4.0;
 
 // What one filter leaves of the error energy is taken to lie in this range: below, the filter's promise is not believed
 // (unwanted values above the cut are damped less); above, a nearly flat spectrum cannot be told from convergence.
+constexpr double kUnproven = 0.2;  // before a Chebyshev filter has been seen to keep its promise
 constexpr double kFastest = 0.07;
 constexpr double kSlowest = 1 - 1e-6;
-constexpr double kUnknownRate = 0.5;  // of the first filter, before any other was seen
+constexpr double kFirstRate = 0.5;  // nor below this before two filters were seen
 
 // A filter may amplify an outlier by at most this much more than the cut, times the unit roundoff
 // below 1e-3, so that rounding of the outliers stays below 1e-3 of the directions at the cut (their
@@ -50,27 +51,27 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
   // Error energy still missing: the last gain times q / (1 - q), where q is what one filter leaves
   // of the error; the larger of what the filter's polynomial promises and what was observed between
   // the last two gains.
-  double missing = std::numeric_limits<double>::infinity();
-  const double gain = p.captured < 0 ? -1 : std::max(captured - p.captured, 0.0);
-  if (full) {
-    missing = 0;
-  } else if (gain >= 0) {
-    // This gain is part of what was missing before it, so the filter before the last left at least `left` of the
-    // error; where that is more than it promised, the last one's promise is taken with the same grain of salt.
-    double q = p.damping;
-    if (p.gain < 0) {
-      q = std::max(q, kUnknownRate);
-    } else if (p.gain > noise) {
-      const double left = gain / (gain + p.gain);
-      q = left > p.promised && p.promised < 1 ? std::pow(q, std::log(left) / std::log(p.promised)) : q;
-    }
-    q = std::clamp(q, kFastest, kSlowest);
-    missing = std::max(gain, noise) * q / (1 - q);
+  const double gain = std::max(captured - p.captured, 0.0);
+  const bool first = p.gain < 0;
+  const double at_rank = std::max(theta[rank - 1], 0.0), last = std::max(theta[block - 1], 0.0);
+  if (first) {  // the plain power of a random block
+    p.damping = at_rank > 0 ? std::max(kFirstRate, std::pow(last / at_rank, 2)) : 1.0;
   }
-  const bool stalled = gain >= 0 && gain <= noise && p.gain >= 0;  // iterating on would not be seen
+  double q = p.damping;
+  if (!first && p.gain > noise) {
+    // This gain is part of what was missing before it, so the filter before the last left at least
+    // `left` of the error; where that is more than it promised, the last one's promise is taken
+    // with the same grain of salt.
+    const double left = gain / (gain + p.gain);
+    q = left > p.promised && p.promised < 1 ? std::pow(q, std::log(left) / std::log(p.promised)) : q;
+  }
+  q = std::clamp(q, p.looks < 2 ? kUnproven : kFastest, kSlowest);
+  const double missing = full ? 0.0 : std::max(gain, 2 * noise) * q / (1 - q);  // a difference of two sums
+  const bool stalled = !first && gain <= noise;  // iterating on would not be seen
   p.gain = gain;
   p.captured = captured;
   p.promised = p.damping;
+  ++p.looks;
 
   const double floor2 = t.floor * t.floor * norm2;
   const bool exhausted = p.remainder + noise <= floor2;
@@ -91,20 +92,17 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
   }
 
   // The next filter: Chebyshev on [0, cut], cut = the block's last Ritz value, which never exceeds
-  // lambda_block. The first Ritz values come from a random block and lie far too low to be worth
-  // more than the plain power.
+  // lambda_block; the plain power where that is too small to divide by.
   const double top = theta[0];
-  const double at_rank = std::max(theta[rank - 1], 0.0);
-  const double last = theta[block - 1];
   p.degree = 1;
-  p.cut = gain < 0 || last <= t.eps / kFilterRange * top ? 0.0 : last;
+  p.cut = last <= t.eps / kFilterRange * top ? 0.0 : last;
   if (p.cut == 0) {
-    p.damping = at_rank > 0 ? std::pow(std::max(last, 0.0) / at_rank, 2) : 1.0;
+    p.damping = at_rank > 0 ? std::pow(last / at_rank, 2) : 1.0;
     return;
   }
   const double x_rank = p.at_rank = 2 * at_rank / p.cut - 1;
   const double x_top = 2 * top / p.cut - 1;
-  if (std::isfinite(missing) && t.tol >= 0) {
+  if (t.tol >= 0) {
     const double needed = multiplies_needed(kSafety * missing / (t.tol * denominator), x_rank);
     if (needed > 4.0 * double(multiplies_left)) {  // out of reach even if the estimate is pessimistic
       p.status = Status::kNotConverged;

@@ -25,14 +25,16 @@ struct Tolerance {
 
 // What the driver remembers of one matrix between two Rayleigh-Ritz steps.
 struct Progress {
-  double captured = -1;  // sum of the leading `rank` Ritz values at the previous step; negative: there was none
-  double gain = -1;      // how much the previous step added; negative: unknown
+  double captured;       // sum of the leading `rank` Ritz values at the previous step; at first what a random
+                         // subspace captures on average: ||A||^2 rank / n
+  double gain = -1;      // how much the previous step added; negative: there was none
   double promised = 1;   // damping of the filter before the last
-  double damping = 1;    // bound on how much of the error energy the last filter left (1: unknown)
+  double damping = 1;    // bound on how much of the error energy the last filter left
   double bound = 0;      // latest excess bound
   double remainder = 0;  // latest ||A||^2 - captured
   double cut = 0;        // upper end of the damped interval, 0: plain power
   double at_rank = 1;    // theta_rank on the interval's scale: 2 theta_rank / cut - 1 (only where cut > 0)
+  int looks = 0;         // Rayleigh-Ritz steps judged so far
   int degree = 1;        // of the next filter, at most
   Status status = Status::kRunning;
 };

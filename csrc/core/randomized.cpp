@@ -1,7 +1,7 @@
 // Adaptive randomized subspace iteration with Chebyshev acceleration and Rayleigh-Ritz
 // certificates.
 //
-//   Q <- orth(sketch)                                   (n, l), l = r + p
+//   Q <- orth(G sketch)                                 (n, l), l = r + p
 //   repeat   Y = A Q,  H = Y^T Y      or   X = G Q,  H = Q^T X        Rayleigh-Ritz on the block
 //            H = W diag(theta) W^T;  stop if the certificate holds    (certificate.hpp)
 //            Q <- orth( T_d( (2/cut) G - I ) Q W )                    d multiplications by G, cut =
@@ -117,12 +117,21 @@ void randomized(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdRe
   std::vector<double> theta(count * l), cut(count);
   std::vector<int> failed(count);
 
-  la.sketch(ws.q, p.seed, p.keys);
-  orthonormalize(la, ws.q, ws.h, ws.w, failed);
+  for (int64_t b = 0; b < count; ++b) {
+    progress[b].captured = p.norm2[b] * double(p.rank) / double(p.weight.cols);
+  }
   if (p.gram) {
     la.gram(p.weight, ws.g);
   }
-  for (int64_t multiplies = 0;;) {
+  la.sketch(ws.q, p.seed, p.keys);
+  int64_t multiplies = 0;
+  if (!full) {  // the sketch is well conditioned: its first product needs no orthonormal columns
+    apply(la, p, ws, ws.q, ws.x);
+    std::swap(ws.q, ws.x);
+    multiplies = 1;
+  }
+  orthonormalize(la, ws.q, ws.h, ws.w, failed);
+  for (;;) {
     rayleigh_ritz(la, p, ws);
     la.small_eigh(ws.h, ws.w, theta.data());
     int running = 0;
