@@ -162,7 +162,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
             else:
                 u, s, vh = torch.linalg.svd(a, full_matrices=False)
                 values, (u, s, v) = s.double() ** 2, (u[:, :rank], s[:rank], vh[:rank].mT)
-            error = eps * values[0].item()
+            error = (12 if route == "gram_eigh" else 1) * eps * values[0].item()
             remainder, bound, known = _judge_exact(values, rank, norm2, error, noise, floor2)
             last_resort = route == "full_svd" and wide
             status = Status.OK if last_resort or (known and (tol is None or bound <= tol)) else Status.PRECISION
