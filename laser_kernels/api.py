@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laser_kernels import ops
-from laser_kernels.canonical import Bucket, Canonical, as_tensor, canonicalise, unit_stride
+from laser_kernels.canonical import Canonical, as_tensor, canonicalise, unit_stride
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
 from laser_kernels.errors import NonFiniteError
@@ -56,7 +56,7 @@ def truncated_svd(
         rank: an int, or a float in (0, 1] = fraction of min(m, n); or one of these per matrix.
         tol: the excess, residual / tail - 1, that you accept. 0 computes in float64 to excess <= 1e-6. None: `max_iter`
             multiplications by A^T A and no judgement.
-        oversample: extra columns p of the randomized block. Default max(20, r/4), less for tol >= 1e-2.
+        oversample: extra columns p of the randomized block. Default: dispatch.default_block.
         max_iter: multiplications by A^T A before a more exact route takes over.
         route: "auto", "randomized", "gram_eigh" or "full_svd". A given route is tried first and still escalates.
         seed, key: the sketch is a function of these (and row, column) alone; key: one int, or one per matrix.
@@ -296,7 +296,7 @@ def explain(shape: Any, rank: int | float, **options: Any) -> str:
 
 def _in_order(given: Canonical, per_bucket: list[list[Any]]) -> list[Any]:
     """Results of all buckets at the positions of the caller's matrices."""
-    out: list[Any] = [None] * given.count
+    out: list[Any] = [None] * given.size
     for bucket, items in zip(given.buckets, per_bucket, strict=True):
         for position, item in zip(bucket.positions, items, strict=True):
             out[position] = item

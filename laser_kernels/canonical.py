@@ -34,7 +34,7 @@ class Canonical(NamedTuple):
     """The caller's input. form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else)."""
 
     buckets: list[Bucket]
-    count: int
+    size: int
     form: str
     numpy: bool
 
@@ -117,8 +117,6 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
     matrices = arrays if form != "stack" else list(arrays[0].unbind(0))
     count = len(matrices)
     keys = [_check_key(k, where) for k in _per_matrix(key, count, "key", where)]
-    if isinstance(rank, (bool, str)) or rank is None:
-        resolve_rank(rank, 1, 1)  # raises
     ranks = [resolve_rank(r, *t.shape) for r, t in zip(_per_matrix(rank, count, "rank", where), matrices, strict=True)]
 
     if form != "list" and len(set(ranks)) == 1:

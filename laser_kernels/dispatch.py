@@ -17,7 +17,7 @@ from laser_kernels.status import Status
 
 ROUTES = ("randomized", "gram_eigh", "full_svd")
 
-# tol = 0 promises excess <= 1e-6 (design.md section 4); the routes certify against that figure, in float64.
+# tol = 0 promises excess <= 1e-6; the routes certify against that figure, in float64.
 EXACT_TOL = 1e-6
 
 
@@ -78,9 +78,10 @@ def _eigh_seconds(n: int, rates: Rates) -> float:
 def default_block(rank: int, side: int, tol: float | None) -> int:
     """rank + p, rounded up to a multiple of 16, the width that BLAS multiplies fastest (DEVNOTES.md, "Cost model").
 
-    p is at least rank/4 and 20, which takes the least time at tol <= 1e-3; rank/10 and 6 do for tol >= 1e-2.
+    p is at least rank/4 and 20, which takes the least time at tol <= 1e-3; rank/8 and 6 below a side of 1024, where what a
+    look costs weighs more; rank/10 and 6 for tol >= 1e-2.
     """
-    share, least = (10, 6) if tol is not None and tol >= 1e-2 else (4, 20)
+    share, least = (10, 6) if tol is not None and tol >= 1e-2 else (8, 6) if side < 1024 else (4, 20)
     return min(side, -(-(rank + max(least, rank // share)) // 16) * 16)
 
 

@@ -1,5 +1,5 @@
-"""The compiled ops in plain torch, one matrix at a time: the oracle of the tests, and what runs where the extension could
-not be built. Same arguments and results as torch.ops.laser_kernels.*; the sketch has the same bits, the rest agrees
+"""The compiled ops in plain torch, one matrix at a time: the oracle of the tests, and what runs where the extension
+could not be built. Same arguments and results as torch.ops.laser_kernels.*; the sketch has the same bits, the rest agrees
 within tolerance. The loop is csrc/core/randomized.cpp with filters of degree 1 and Householder QR.
 """
 
@@ -96,14 +96,14 @@ def _randomized(
         now, at_rank, last = theta[:rank].clamp_min(0).sum().item(), max(theta[rank - 1].item(), 0.0), theta[-1].item()
         remainder, before, gain = max(norm2 - now, 0.0), gain, max(now - captured, 0.0)
         if before is None:
-            damping = max(0.5, (max(last, 0.0) / at_rank) ** 2) if at_rank > 0 else 1.0
+            damping = max(0.38, (max(last, 0.0) / at_rank) ** 2) if at_rank > 0 else 1.0
         ratio, left = damping, gain / (gain + before) if before is not None and before > noise else 0.0
         if 0 < promised < 1 and left > promised and ratio > 0:
             ratio **= math.log(left) / math.log(promised)
         looks += 1
         ratio = min(1 - 1e-6, max(ratio, 0.07 if looks > 2 else 0.2))
         missing, stalled = (
-            0.0 if full else max(gain, 2 * noise) * ratio / (1 - ratio),
+            0.0 if full else max(gain, 2 * noise) * ratio / (1 - ratio) ** 2,
             before is not None and gain <= noise,
         )
         denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder, 1e-300)

@@ -45,8 +45,8 @@ class Options:
         return path.name, path.block, path.gram, path.wide, tol, self.max_iter, self.seed
 
 
-# attempt(backend, weight, todo, path, keys): runs `path` on weight = the bucket's matrices `todo`, stores the results of
-# those it certified, and returns their certificates.
+# attempt(backend, weight, todo, path, keys): runs `path` on weight = the bucket's matrices `todo`, stores the results
+# of those it certified, and returns their certificates.
 Attempt = Callable[[Any, Tensor, list[int], Route, list[int]], Tensor]
 
 
@@ -107,8 +107,8 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
 def _warn(where: str, path: Route, onward: Route, positions: list[int], tol: float | None) -> None:
     named = ", ".join(map(str, positions[:5])) + (", ..." if len(positions) > 5 else "")
     warnings.warn(
-        f"[laser_kernels::{where}] {path.name} could not certify tol={tol} for matrix {named}: {onward.name} takes over "
-        f"({onward.reason})",
+        f"[laser_kernels::{where}] {path.name} could not certify tol={tol} for matrix {named}: "
+        f"{onward.name} takes over ({onward.reason})",
         EscalationWarning,
         stacklevel=4,
     )

@@ -33,7 +33,7 @@ def with_spectrum(m: int, n: int, sigma: Tensor, seed: int = 0) -> Tensor:
 
 
 def llm_like(m: int, n: int, seed: int = 0) -> Tensor:
-    """float32 Gaussian / sqrt(n) plus spikes 6 i^-0.6 in n/8 directions: what weights look like (numerics.md section 9)."""
+    """float32 Gaussian / sqrt(n) plus spikes 6 i^-0.6 in n/8 directions, as weights have them."""
     g = generator(seed)
     side = min(m, n)
     k = max(1, side // 8)
@@ -108,5 +108,5 @@ def residual_bound(a: Tensor, rank: int, tol: float) -> float:
 
 
 def orthonormality_bound(dtype: torch.dtype, columns: int) -> float:
-    """max |Q^T Q - I| of a basis of `columns` vectors: rounding of the inner products and of the last triangular solve."""
+    """max |Q^T Q - I| of a basis of `columns` vectors: rounding of inner products and of a triangular solve."""
     return 8 * eps(dtype) * math.sqrt(max(columns, 16))

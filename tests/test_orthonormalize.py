@@ -16,10 +16,10 @@ def defect(q):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("condition", [1e0, 1e2, 1e4, 1e6, 1e9, 1e14])
 def test_columns_are_orthonormal_whatever_the_condition(condition, dtype):
-    n, l = 129, 64
-    x = with_spectrum(n, l, torch.logspace(0, -torch.tensor(condition).log10().item(), l)).to(dtype)[None]
+    n, columns = 129, 64
+    x = with_spectrum(n, columns, torch.logspace(0, -torch.tensor(condition).log10().item(), columns)).to(dtype)[None]
     q = L.orthonormalize(x)
-    assert defect(q) <= orthonormality_bound(dtype, l)
+    assert defect(q) <= orthonormality_bound(dtype, columns)
     if condition <= 1e4:  # the span is determined: x must lie in it
         missed = torch.linalg.matrix_norm(x - q @ (q.mT @ x)).item()
         assert missed <= 100 * torch.finfo(dtype).eps * torch.linalg.matrix_norm(x).item()

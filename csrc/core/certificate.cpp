@@ -19,7 +19,7 @@ constexpr double kNoise = 4.0;
 constexpr double kUnproven = 0.2;  // before a Chebyshev filter has been seen to keep its promise
 constexpr double kFastest = 0.07;
 constexpr double kSlowest = 1 - 1e-6;
-constexpr double kFirstRate = 0.5;  // nor below this before two filters were seen
+constexpr double kFirstRate = 0.38;  // nor below this before two filters were seen
 
 // A filter may amplify an outlier by at most this much more than the cut, times the unit roundoff
 // below 1e-3, so that rounding of the outliers stays below 1e-3 of the directions at the cut (their
@@ -48,9 +48,9 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
   const double noise = kNoise * t.eps * norm2;
   p.remainder = std::max(norm2 - captured, 0.0);
 
-  // Error energy still missing: the last gain times q / (1 - q), where q is what one filter leaves
-  // of the error; the larger of what the filter's polynomial promises and what was observed between
-  // the last two gains.
+  // Error energy still missing, from the last gain and from q, what one filter leaves of the error: as promised by its
+  // polynomial, or worse where the promise before was not kept. A pure geometric series would say gain q / (1 - q); the
+  // error is a mixture of rates whose slow part is left over in the end, hence sum_k k q^k = q / (1 - q)^2.
   const double gain = std::max(captured - p.captured, 0.0);
   const bool first = p.gain < 0;
   const double at_rank = std::max(theta[rank - 1], 0.0), last = std::max(theta[block - 1], 0.0);
@@ -66,8 +66,9 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
     q = left > p.promised && p.promised < 1 ? std::pow(q, std::log(left) / std::log(p.promised)) : q;
   }
   q = std::clamp(q, p.looks < 2 ? kUnproven : kFastest, kSlowest);
-  const double missing = full ? 0.0 : std::max(gain, 2 * noise) * q / (1 - q);  // a difference of two sums
-  const bool stalled = !first && gain <= noise;  // iterating on would not be seen
+  const double missing =
+      full ? 0.0 : std::max(gain, 2 * noise) * q / std::pow(1 - q, 2);  // the gain is a difference of two sums
+  const bool stalled = !first && gain <= noise;                         // iterating on would not be seen
   p.gain = gain;
   p.captured = captured;
   p.promised = p.damping;

@@ -1,5 +1,5 @@
 // GRAM_EIGH: G = A^T A and a dense symmetric eigensolver; optimal up to the rounding of G.
-// Ref: numerics.md section 6; the loss is bounded by perturbation_loss (certificate.hpp).
+// The loss is bounded by perturbation_loss (certificate.hpp).
 #include <cmath>
 
 #include "core/truncated_svd.hpp"

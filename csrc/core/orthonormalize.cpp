@@ -11,7 +11,7 @@ namespace {
 // pass leaves only that many roundings behind.
 constexpr double kNearlyOrthonormal = 0.9;
 
-// numerics.md section 5 measured a first shift of 1e-6 sqrt(l) in fp32, times 10 until the
+// A first shift of 1e-6 sqrt(l) in fp32, times 10 until the
 // factorization succeeds; that is 8 eps sqrt(l) with unit columns.
 constexpr double kFirstShift = 8.0;
 constexpr double kShiftGrowth = 10.0;
