@@ -65,10 +65,11 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
     const double left = gain / (gain + p.gain);
     q = left > p.promised && p.promised < 1 ? std::pow(q, std::log(left) / std::log(p.promised)) : q;
   }
+  const double visible = std::max(gain, 2 * noise);  // the gain is a difference of two sums
+  const double likely = std::clamp(q, kFastest, kSlowest);
   q = std::clamp(q, p.looks < 2 ? kUnproven : kFastest, kSlowest);
-  const double missing =
-      full ? 0.0 : std::max(gain, 2 * noise) * q / std::pow(1 - q, 2);  // the gain is a difference of two sums
-  const bool stalled = !first && gain <= noise;                         // iterating on would not be seen
+  const double missing = full ? 0.0 : visible * q / std::pow(1 - q, 2);
+  const bool stalled = !first && gain <= noise;  // iterating on would not be seen
   p.gain = gain;
   p.captured = captured;
   p.promised = p.damping;
@@ -104,7 +105,9 @@ void judge(const double* theta, int64_t rank, int64_t block, bool full, double n
   const double x_rank = p.at_rank = 2 * at_rank / p.cut - 1;
   const double x_top = 2 * top / p.cut - 1;
   if (t.tol >= 0) {
-    const double needed = multiplies_needed(kSafety * missing / (t.tol * denominator), x_rank);
+    // Planned with what is likely, judged with what is safe: a step too few costs a look, one too many a product.
+    const double expected = visible * likely / (1 - likely);
+    const double needed = multiplies_needed(kSafety * expected / (t.tol * denominator), x_rank);
     if (needed > 4.0 * double(multiplies_left)) {  // out of reach even if the estimate is pessimistic
       p.status = Status::kNotConverged;
       return;
