@@ -5,6 +5,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check --quiet
 MODEL = .cache/smollm2-135m
+RESULTS = bench/results/cpu-$(shell date +%F).jsonl
 NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(wildcard csrc/*/*.hpp csrc/*/*.cpp python/*.hpp python/*.cpp)
 
@@ -59,10 +60,10 @@ cuda: $(VENV)/torch  ## build with the CUDA backend or fail
 	PATH="$(abspath $(VENV)/bin):$$PATH" LASER_CUDA=ON $(PIP) install --no-build-isolation -e ".[test]"
 
 figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measured here (about 40 minutes)
-	$(PY) bench/accuracy.py
-	$(PY) bench/speed_cpu.py
-	$(PY) bench/checkpoint_speed.py
-	$(PY) bench/experts.py
+	$(PY) bench/accuracy.py --tol0 --out $(RESULTS)
+	$(PY) bench/speed_cpu.py --out $(RESULTS)
+	$(PY) bench/checkpoint_speed.py --out $(RESULTS)
+	$(PY) bench/experts.py --out $(RESULTS)
 	$(PY) bench/memory.py
 
 clean:  ## remove builds and caches, keep .venv and the demo model
