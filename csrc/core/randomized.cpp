@@ -4,8 +4,7 @@
 //   Q <- orth(G sketch)                                 (n, l), l = r + p
 //   repeat   Y = A Q,  H = Y^T Y      or   X = G Q,  H = Q^T X        Rayleigh-Ritz on the block
 //            H = W diag(theta) W^T;  stop if the certificate holds    (certificate.hpp)
-//            Q <- orth( T_d( (2/cut) G - I ) Q W )                    d multiplications by G, cut =
-//            theta_l
+//            Q <- orth( T_d( (2/cut) G - I ) Q W )                    d multiplications by G, cut = theta_l
 //   V = Q W_r,  left = A V
 //
 // Refs: Halko, Martinsson, Tropp (2011), algorithm 4.4: the loop. Zhou, Saad, Tiago, Chelikowsky
