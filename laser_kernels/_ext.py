@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 
@@ -24,3 +25,12 @@ def load() -> bool:
         return False
     torch.ops.load_library(library)
     return True
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products."""
+    try:
+        core = importlib.import_module("laser_kernels._core")
+    except ImportError:  # not built
+        return False
+    return core.cpu_multiplies_bfloat16

@@ -274,15 +274,16 @@ def choose(
         dtype, device = getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
         shape = tuple(shape.shape)
     *batches, m, n = shape
-    name = str(dtype).removeprefix("torch.")
+    name, kind = str(dtype).removeprefix("torch."), device.split(":")[0]
     problem = Problem(
         m,
         n,
         resolve_rank(rank, m, n),
         name,
         tol,
-        device.split(":")[0],
+        kind,
         batches[0] if batches else batch,
+        ops.capability(kind),
     )
     return choose_route(problem, route, oversample, max_iter)
 

@@ -31,6 +31,7 @@ class Problem(NamedTuple):
     tol: float | None = 1e-3
     device: str = "cpu"
     batch: int = 1
+    capability: str = ""  # of the device: ops.capability
 
 
 class Route(NamedTuple):
@@ -41,6 +42,7 @@ class Route(NamedTuple):
         block: columns of the randomized basis, rank + oversample; rank for the exact routes.
         gram: randomized only: iterate on A^T A, formed once, instead of on A and A^T.
         wide: work in float64 instead of float32.
+        half: randomized only: early products take operands rounded to bfloat16; the certificate allows for that.
         seconds: estimated time for the whole batch (Rates).
         reason: why, in words.
     """
@@ -49,6 +51,7 @@ class Route(NamedTuple):
     block: int
     gram: bool
     wide: bool
+    half: bool
     seconds: float
     reason: str
 
@@ -63,12 +66,17 @@ class Rates(NamedTuple):
     svd: float  # seconds of a full SVD per m n^2, float32
     call: float  # seconds per call of a library function, whatever its size
     wide: float  # float64 / float32 time
+    half: float  # rate of products of bfloat16 operands / of float32 ones; 0 where there is no gain
 
 
 # Flops of a Gram matrix formed by lower block columns, against the full product (python/linalg_aten.cpp).
 GRAM_SHARE = 0.6
 
-CPU_RATES = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, call=3e-6, wide=2.2)
+_CPU = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, call=3e-6, wide=2.2, half=0)
+RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.3)}
+
+# Matrices of fewer elements gain nothing from half precision: what it costs per call weighs more.
+HALF_ELEMENTS = 1 << 16
 
 
 def _eigh_seconds(n: int, rates: Rates) -> float:
@@ -86,21 +94,24 @@ def default_block(rank: int, side: int, tol: float | None) -> int:
 
 
 def expected_multiplies(tol: float | None, max_iter: int) -> int:
-    """Multiplications by A^T A until the certificate holds: 4, 7, 10 at 1e-2, 1e-3, 1e-4 on LLM-like spectra."""
+    """Multiplications by A^T A until the certificate holds: 4, 6, 8 at 1e-2, 1e-3, 1e-4 on LLM-like spectra."""
     if tol is None:
         return max_iter
-    return max(1, min(max_iter, round(3 * math.log10(1 / max(tol, 1e-12)) - 2)))
+    return max(1, min(max_iter, max(2, round(2 * math.log10(1 / max(tol, 1e-12))))))
 
 
-def _randomized_seconds(m: int, n: int, block: int, rank: int, multiplies: int, gram: bool, rates: Rates) -> float:
+def _randomized_seconds(
+    m: int, n: int, block: int, rank: int, multiplies: int, gram: bool, half: bool, rates: Rates
+) -> float:
     def product(rows: int, inner: int, cols: int) -> float:
         return max(2.0 * rows * inner * cols / rates.flops, 4.0 * rows * inner / rates.bytes)
 
-    rounds = multiplies / 2 + 1  # Rayleigh-Ritz steps: filters have degree 1 to 4
+    rounds = 1 + (multiplies - 1) / 3  # Rayleigh-Ritz steps: filters have degree 1 to 4
     if gram:
         iterate = GRAM_SHARE * product(n, m, n) + (multiplies + 1) * product(n, n, block) + product(m, n, rank)
     else:
-        iterate = (2 * multiplies + 1) * product(m, n, block)
+        full = rounds if half else 2 * multiplies + 2  # half: only one product of each Rayleigh-Ritz step is in full
+        iterate = (full + (2 * multiplies + 2 - full) / (rates.half or 1)) * product(m, n, block)
     small = rounds * (12.0 * n * block**2 / rates.flops + _eigh_seconds(block, rates))
     calls = 15 + 20 * rounds + 3 * multiplies
     return iterate + small + calls * rates.call
@@ -120,28 +131,32 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
     m, n = max(problem.rows, problem.cols), min(problem.rows, problem.cols)
     r = problem.rank
     wide = problem.dtype == "float64" or problem.tol == 0
-    rates = CPU_RATES
+    rates = RATES[problem.device, problem.capability]
     scale = problem.batch * (rates.wide if wide else 1.0)
     block = default_block(r, n, problem.tol) if oversample is None else min(n, r + oversample)
     multiplies = expected_multiplies(problem.tol, max_iter)
+    may_half = rates.half > 0 and not wide and problem.tol is not None and m * n >= HALF_ELEMENTS
 
     def randomized(gram: bool) -> Route:
-        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, rates)
+        half = may_half and not gram
+        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, half, rates)
         on = "A^T A, formed once" if gram else "A and A^T"
         reason = f"about {multiplies} multiplications by A^T A on a block of {block} columns, through {on}"
-        return Route("randomized", block, gram, wide, seconds, reason)
+        reason += ", early products in bfloat16" if half else ""
+        return Route("randomized", block, gram, wide, half, seconds, reason)
 
     gram_eigh = Route(
         "gram_eigh",
         r,
         True,
         wide,
+        False,
         scale
         * ((GRAM_SHARE * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
         f"A^T A and a {n}x{n} symmetric eigensolver",
     )
     full_svd = Route(
-        "full_svd", r, False, True, problem.batch * rates.wide * rates.svd * m * n * n, "a dense SVD in float64"
+        "full_svd", r, False, True, False, problem.batch * rates.wide * rates.svd * m * n * n, "a dense SVD in float64"
     )
     candidates = {"randomized": min(randomized(False), randomized(True), key=lambda x: x.seconds)}
     candidates["gram_eigh"] = gram_eigh
@@ -175,4 +190,4 @@ def escalate(problem: Problem, route: Route, status: Status) -> Route | None:
         return full
     # float32 cannot tell: whichever is cheaper in float64
     better = route if route.seconds <= exact.seconds else exact
-    return better._replace(wide=True, reason="float32 cannot certify this tail: float64")
+    return better._replace(wide=True, half=False, reason="float32 cannot certify this tail: float64")

@@ -40,6 +40,12 @@ def backend(device: torch.device) -> Any:
     return reference
 
 
+@functools.cache
+def capability(device: str) -> str:
+    """What dispatch.RATES tells devices of one type apart by: "bf16" for a CPU that multiplies bfloat16, else ""."""
+    return "bf16" if device == "cpu" and _ext.multiplies_bfloat16() else ""
+
+
 def _factor_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 

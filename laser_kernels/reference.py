@@ -15,7 +15,7 @@ from torch import Tensor
 from laser_kernels.status import Status
 
 # The same as in csrc (DEVNOTES.md, "Certificate").
-SAFETY, NOISE, FLOOR = 3.0, 4.0, 32.0
+SAFETY, NOISE, FLOOR, REACH, SPREAD, START = 2.5, 4.0, 32.0, 1.0, 0.25, 2
 
 
 def _philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
@@ -75,6 +75,22 @@ def _judge_exact(eigenvalues: Tensor, rank: int, norm2: float, error: float, noi
     return remainder, loss / (2 * max(remainder - noise, 0.1 * remainder)), remainder > 10 * noise
 
 
+def _ritz_loss(theta: Tensor, residual: Tensor, rest: Tensor | float) -> Tensor:
+    """Energy that Ritz vectors may lack, from their residuals (certificate.cpp)."""
+    gap = theta - rest
+    return torch.where(gap > residual, residual**2 / gap.clamp_min(1e-300), residual)
+
+
+def _missing_energy(theta: Tensor, residual: Tensor, rank: int, n: int) -> float:
+    """Energy that the leading `rank` of a block of Ritz vectors in n dimensions may lack (certificate.cpp)."""
+    block = len(theta)
+    if block == n:
+        return 0.0
+    loss = _ritz_loss(theta, residual, (theta[-1] + REACH * residual[-1]).item())
+    traded = (loss[:rank, None] * loss[None, rank:] / max(SPREAD * (n - block), 1.0)).sqrt()
+    return (loss[:rank].sum() + _ritz_loss(theta[:rank, None], traded, theta[None, rank:]).sum()).item()
+
+
 def _randomized(
     a: Tensor,
     q: Tensor,
@@ -86,26 +102,22 @@ def _randomized(
     floor2: float,
 ):
     """Basis of the leading right singular vectors of a (m >= n): (V, remainder, bound, multiplies, status)."""
-    full, looks = q.shape[1] == a.shape[1], 0
-    captured, gain, promised, damping, multiplies = norm2 * rank / a.shape[1], None, 1.0, 1.0, 0 if full else 1
-    q = torch.linalg.qr(q if full else a.mT @ (a @ q)).Q
+    full = q.shape[1] == a.shape[1]
+    multiplies = 0 if full else min(START, max_iter)
+    q = torch.linalg.qr(q).Q
+    for _ in range(multiplies):
+        q = torch.linalg.qr(a.mT @ (a @ q)).Q
+    before = math.inf
     while True:
         y = a @ q
         theta, w = torch.linalg.eigh(y.mT @ y)
-        theta, w = theta.flip(0).double(), w.flip(1)
-        now, at_rank, last = theta[:rank].clamp_min(0).sum().item(), max(theta[rank - 1].item(), 0.0), theta[-1].item()
-        remainder, before, gain = max(norm2 - now, 0.0), gain, max(now - captured, 0.0)
-        if before is None:
-            damping = max(0.38, (max(last, 0.0) / at_rank) ** 2) if at_rank > 0 else 1.0
-        ratio, left = damping, gain / (gain + before) if before is not None and before > noise else 0.0
-        if 0 < promised < 1 and left > promised and ratio > 0:
-            ratio **= math.log(left) / math.log(promised)
-        looks += 1
-        ratio = min(1 - 1e-6, max(ratio, 0.07 if looks > 2 else 0.2))
-        missing, stalled = (
-            0.0 if full else max(gain, 2 * noise) * ratio / (1 - ratio) ** 2,
-            before is not None and gain <= noise,
-        )
+        theta, w = theta.flip(0).double().clamp_min(0), w.flip(1)
+        z, last = q @ w, theta[-1].item()
+        x = a.mT @ (y @ w)
+        remainder = max(norm2 - theta[:rank].sum().item(), 0.0)
+        residual = (x.double() - theta * z.double()).norm(dim=0)
+        missing = _missing_energy(theta, residual, rank, a.shape[1])
+        stalled, before = missing > 0.9 * before, missing
         denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder, 1e-300)
         exhausted = remainder + noise <= floor2
         bound = 0.0 if exhausted else (SAFETY * missing + noise) / denominator
@@ -119,14 +131,10 @@ def _randomized(
         else:
             status = Status.NOT_CONVERGED if done else None
         if status is not None:
-            return q @ w[:, :rank], remainder, bound, multiplies, status
-        z, promised = q @ w, damping
-        x = a.mT @ (a @ z)
+            return z[:, :rank], remainder, bound, multiplies, status
         if last > 1e3 * torch.finfo(a.dtype).eps * theta[0].item():
-            x, damping = x * (2 / last) - z, (2 * at_rank / last - 1) ** -2
-        else:
-            damping = (max(last, 0.0) / at_rank) ** 2 if at_rank > 0 else 1.0
-        captured, multiplies = now, multiplies + 1
+            x = x * (2 / last) - z
+        multiplies += 1
         q = torch.linalg.qr(x / x.norm(dim=0).clamp_min(1e-300)).Q
 
 
@@ -175,7 +183,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
     return rows.to(weight.device)
 
 
-def low_rank(weight, out, rank, route, block, gram, wide, tol, max_iter, seed, keys) -> Tensor:
+def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, seed, keys) -> Tensor:
     """Writes A_r of each certified matrix to `out` (which may be the weight); returns the (b, 6) certificate."""
 
     def write(b: int, u: Tensor, s: Tensor, v: Tensor, row: Tensor) -> None:
@@ -190,7 +198,7 @@ def low_rank(weight, out, rank, route, block, gram, wide, tol, max_iter, seed, k
     return _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write)
 
 
-def truncated_svd(weight, rank, route, block, gram, wide, tol, max_iter, seed, keys):
+def truncated_svd(weight, rank, route, block, gram, wide, half, tol, max_iter, seed, keys):
     """(U (b, m, r), S (b, r), Vh (b, r, n), certificate); the largest entry of each column of U is positive."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     b, m, n = weight.shape

@@ -42,7 +42,7 @@ class Options:
     def arguments(self, path: Route) -> tuple:
         """What the ops take after the rank, keys excepted."""
         tol = self.tol if self.tol is None or self.tol > 0 else EXACT_TOL
-        return path.name, path.block, path.gram, path.wide, tol, self.max_iter, self.seed
+        return path.name, path.block, path.gram, path.wide, path.half, tol, self.max_iter, self.seed
 
 
 # attempt(backend, weight, todo, path, keys): runs `path` on weight = the bucket's matrices `todo`, stores the results
@@ -58,7 +58,8 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
         RuntimeError: no route could certify a matrix.
     """
     b, m, n = bucket.tensor.shape
-    problem = Problem(m, n, bucket.rank, str(bucket.tensor.dtype)[6:], options.tol, bucket.tensor.device.type, b)
+    device = bucket.tensor.device.type
+    problem = Problem(m, n, bucket.rank, str(bucket.tensor.dtype)[6:], options.tol, device, b, ops.capability(device))
     first = path = choose(problem, options.route, options.oversample, options.max_iter)
     backend = ops.backend(bucket.tensor.device)
     infos: dict[int, Info] = {}

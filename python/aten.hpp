@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "core/block.hpp"
+#include "core/linalg.hpp"
 
 namespace laser::aten {
 
@@ -16,8 +16,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <typename T>
-constexpr ScalarType scalar_type =
-    std::is_same_v<std::remove_const_t<T>, double> ? ScalarType::Double : ScalarType::Float;
+constexpr ScalarType scalar_type = std::is_same_v<std::remove_const_t<T>, double>     ? ScalarType::Double
+                                   : std::is_same_v<std::remove_const_t<T>, BFloat16> ? ScalarType::BFloat16
+                                                                                      : ScalarType::Float;
 
 // A tensor that borrows a block's memory: (rows, cols) for one matrix, else (count, rows, cols).
 template <typename T>

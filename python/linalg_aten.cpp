@@ -11,6 +11,7 @@ namespace laser {
 namespace {
 
 using aten::call;
+using aten::ScalarType;
 using aten::take;
 using aten::Tensor;
 using aten::view;
@@ -43,9 +44,23 @@ void reverse(const T* values, Block<T> w, double* theta) {
 }  // namespace
 
 template <typename T>
+void LinalgAten<T>::copy(Block<const T> from, Block<T> to) {
+  copy_into(view(from), to);
+}
+
+template <typename T>
 void LinalgAten<T>::multiply(Block<const T> a, Block<const T> b, Block<T> c) {
   auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "out", view(a), view(b), view(c));
   take(stack[0]);
+}
+
+// ATen rounds the sums to bfloat16 once, when it stores them.
+template <typename T>
+void LinalgAten<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
+  Tensor rounded = torch::stable::new_empty(view(b), view(b).sizes(), ScalarType::BFloat16);
+  torch::stable::copy_(rounded, view(b));
+  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "", view(a), rounded);
+  copy_into(take(stack[0]), c);
 }
 
 // ATen has no symmetric product: block columns of the lower half, then a mirror, are 56 % of the flops at n = 2048.
@@ -82,6 +97,13 @@ template <typename T>
 void LinalgAten<T>::normalize_columns(Block<T> x) {
   for (int64_t b = 0; b < x.count; ++b) {
     cpu::normalize_columns(x.matrix(b));
+  }
+}
+
+template <typename T>
+void LinalgAten<T>::ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) {
+  for (int64_t b = 0; b < x.count; ++b) {
+    cpu::ritz_residuals(x.matrix(b), z.matrix(b), theta + b * x.cols, out + b * x.cols);
   }
 }
 

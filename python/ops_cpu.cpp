@@ -33,7 +33,7 @@ auto with_working_type(ScalarType dtype, const F& f) {
 }
 
 Request request(const char* op, const cpu::Weight& w, int64_t rank, const std::string& route, int64_t block, bool gram,
-                bool wide, std::optional<double> tol, int64_t max_iter, int64_t seed,
+                bool wide, bool half, std::optional<double> tol, int64_t max_iter, int64_t seed,
                 const std::vector<int64_t>& keys) {
   const int64_t side = std::min(w.rows, w.cols);
   STD_TORCH_CHECK(rank >= 1 && rank <= side, "[laser_kernels::", op, "] rank must be in 1..min(m, n) = ", side,
@@ -52,7 +52,9 @@ Request request(const char* op, const cpu::Weight& w, int64_t rank, const std::s
     STD_TORCH_CHECK(route == "randomized", "[laser_kernels::", op,
                     "] route must be randomized, gram_eigh or full_svd; got ", route);
   }
-  return {kind, rank, block, gram, wide, tol.value_or(-1.0), max_iter, uint64_t(seed), &keys};
+  STD_TORCH_CHECK(!half || (kind == RouteKind::kRandomized && !gram && !wide), "[laser_kernels::", op,
+                  "] half goes with route randomized, neither gram nor wide");
+  return {kind, rank, block, gram, wide, half, tol.value_or(-1.0), max_iter, uint64_t(seed), &keys};
 }
 
 Tensor prepare(const Tensor& weight) {
@@ -157,23 +159,24 @@ Certificate* rows_of(Tensor& certificates) {
 }
 
 Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string route, int64_t block, bool gram, bool wide,
-                std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+                bool half, std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
   const cpu::Weight w = check_weight("low_rank", "weight", weight);
   const cpu::Weight to = check_weight("low_rank", "out", out);
   STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
                   "[laser_kernels::low_rank] out must match weight in shape and dtype; got ", shape_text(out), " for ",
                   shape_text(weight));
   Tensor certificates = certificates_for(weight);
-  rank_reduce_cpu(w, request("low_rank", w, rank, route, block, gram, wide, tol, max_iter, seed, keys), &to, nullptr,
-                  rows_of(certificates));
+  rank_reduce_cpu(w, request("low_rank", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys), &to,
+                  nullptr, rows_of(certificates));
   return certificates;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
-                                                         int64_t block, bool gram, bool wide, std::optional<double> tol,
-                                                         int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+                                                         int64_t block, bool gram, bool wide, bool half,
+                                                         std::optional<double> tol, int64_t max_iter, int64_t seed,
+                                                         std::vector<int64_t> keys) {
   const cpu::Weight w = check_weight("truncated_svd", "weight", weight);
-  const Request r = request("truncated_svd", w, rank, route, block, gram, wide, tol, max_iter, seed, keys);
+  const Request r = request("truncated_svd", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
   const ScalarType dtype = w.dtype == cpu::Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
   Tensor u = empty(weight, {w.count, w.rows, rank}, dtype);
   Tensor s = empty(weight, {w.count, rank}, dtype);
@@ -196,10 +199,10 @@ STABLE_TORCH_LIBRARY(laser_kernels, m) {
   m.def("reconstruct(Tensor left, Tensor right, Tensor weight, Tensor(a!) out) -> Tensor");
   m.def(
       "low_rank(Tensor weight, Tensor(a!) out, int rank, str route, int block, bool gram, bool "
-      "wide, float? tol, "
+      "wide, bool half, float? tol, "
       "int max_iter, int seed, int[] keys) -> Tensor");
   m.def(
-      "truncated_svd(Tensor weight, int rank, str route, int block, bool gram, bool wide, float? "
+      "truncated_svd(Tensor weight, int rank, str route, int block, bool gram, bool wide, bool half, float? "
       "tol, int max_iter, "
       "int seed, int[] keys) -> (Tensor, Tensor, Tensor, Tensor)");
 }

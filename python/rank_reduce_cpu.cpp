@@ -33,6 +33,9 @@ constexpr int64_t kGroupElements = 1 << 15;
 // contract's c.
 constexpr double kFloor = 32.0;
 
+// The measured residual and the one from the captured energy agree to rounding; more than this apart, one is wrong.
+constexpr double kAgreement = 1e-3;
+
 // See where it is used; checked over all of SmolLM2's matrices by bench/accuracy.py.
 constexpr double kRounding = 4.0;
 
@@ -61,6 +64,20 @@ Block<const T> load_group(const cpu::Weight& w, int64_t first, int64_t count, co
     cpu::load(w, first + b, from, to, exponent[b], copy.data.get() + (b * w.rows + from) * w.cols);
   });
   return Block<T>::dense(copy.data.get(), count, w.rows, w.cols);
+}
+
+// The group's weights rounded to bfloat16, in their own orientation; a view where they are that already.
+Block<const BFloat16> round_group(const cpu::Weight& w, int64_t first, Block<const float> loaded, bool scaled,
+                                  Scratch<BFloat16>& copy) {
+  if (w.dtype == cpu::Dtype::kBFloat16 && !scaled) {
+    const BFloat16* data = static_cast<const BFloat16*>(w.data) + first * w.stride;
+    return {data, loaded.count, w.rows, w.cols, w.stride, w.row_stride, 1};
+  }
+  copy = Scratch<BFloat16>(loaded.count * w.rows * w.cols);
+  const Block<BFloat16> rounded = Block<BFloat16>::dense(copy.data.get(), loaded.count, w.rows, w.cols);
+  aten::Tensor target = aten::view(rounded);
+  torch::stable::copy_(target, aten::view(loaded));
+  return rounded;
 }
 
 // FULL_SVD of each matrix: LAPACK's gesdd. left = U_r diag(sigma), right = V_r.
@@ -157,11 +174,21 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
   const Block<const T> loaded = load_group<T>(w, first, count, exponent.data(), copy);
   const bool wide = w.rows < w.cols;  // the core sees m >= n; undone where left and right are written
   const Block<const T> a = wide ? loaded.transposed() : loaded;
+  const bool scaled = std::any_of(exponent.begin(), exponent.end(), [](int e) { return e != 0; });
+  Scratch<BFloat16> rounded(0);
+  Block<const BFloat16> half{};
+  if constexpr (std::is_same_v<T, float>) {
+    if (request.half) {
+      half = round_group(w, first, loaded, scaled, rounded);
+      half = wide ? half.transposed() : half;
+    }
+  }
 
   const double eps = std::numeric_limits<T>::epsilon();
   const double input_eps = w.dtype == cpu::Dtype::kFloat64 ? std::numeric_limits<double>::epsilon()
                                                            : double(std::numeric_limits<float>::epsilon());
   const SvdProblem<T> problem{a,
+                              half,
                               norm2.data(),
                               request.rank,
                               request.block,
@@ -208,6 +235,12 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
           reconstruct_cpu<T>(wide ? right : left, wide ? left : right, exponent[b], w, first + b, *dense);
       c.unrounded = std::sqrt(measured.unrounded);
       c.residual = std::sqrt(measured.rounded);
+      if (std::abs(c.unrounded - optimal) > kAgreement * optimal + kFloor * input_eps * c.norm) {
+        STD_TORCH_CHECK(dense->data != w.data, "[laser_kernels::low_rank] matrix ", first + b,
+                        ": the residual of what was written in place, ", c.unrounded, ", is not the certified ",
+                        optimal, ": restore the weight, and please report it");
+        c.status = double(Status::kPrecision);
+      }
       continue;
     }
     Scratch<T> workspace(4 * r * r + m * r);

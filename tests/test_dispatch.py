@@ -50,6 +50,14 @@ def test_iterating_on_the_gram_matrix_pays_for_tall_matrices():
     assert not choose(Problem(4096, 4096, 16), "randomized").gram
 
 
+def test_half_precision_is_for_large_float32_problems_on_a_cpu_that_has_it():
+    problem = Problem(2048, 2048, 20, capability="bf16")
+    assert choose(problem).half and choose(problem).seconds < choose(problem._replace(capability="")).seconds
+    for other in ({"capability": ""}, {"dtype": "float64"}, {"tol": None}, {"tol": 0}, {"rows": 20, "cols": 20}):
+        assert not choose(problem._replace(**other)).half, other
+    assert not escalate(problem, choose(problem), Status.PRECISION).half
+
+
 def test_time_grows_with_the_batch_and_with_precision():
     one, many = choose(Problem(1000, 800, 80)), choose(Problem(1000, 800, 80, batch=10))
     assert many.seconds == pytest.approx(10 * one.seconds)

@@ -12,7 +12,7 @@ from laser_kernels.testing import llm_like, residual
 
 L = torch.ops.laser_kernels
 LIBRARY = Path(lk.__file__).parent / "liblaser_cpu.so"
-ROUTE = ("randomized", 9, False, False, 1e-3, 64, 0, [0, 1])
+ROUTE = ("randomized", 9, False, False, False, 1e-3, 64, 0, [0, 1])
 STACK = torch.stack([llm_like(24, 16, 1), llm_like(24, 16, 2)])
 
 SAMPLES = {

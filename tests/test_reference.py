@@ -22,7 +22,7 @@ ROUTES = [("randomized", False), ("randomized", True), ("gram_eigh", False), ("g
 def test_reference_and_driver_promise_and_keep_the_same(shape, family, route, wide):
     rank, block = 9, 19
     a = FAMILIES[family](*shape, rank).float()[None]
-    arguments = (rank, route, block, False, wide, 1e-3, 64, 0, [0])
+    arguments = (rank, route, block, False, wide, False, 1e-3, 64, 0, [0])
     results = []
     for backend in (L, reference):
         out = torch.zeros_like(a)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import laser_kernels as lk
+from laser_kernels.dispatch import default_block
+from laser_kernels.status import Status
 from laser_kernels.testing import (
     FAMILIES,
     FLOOR,
@@ -82,6 +84,24 @@ def test_excess_stays_below_tol_on_the_randomized_route(family, fraction, tol):
     excess = residual(a, x) / optimal_residual(a, info.rank) - 1
     print(f"{family} rank {info.rank} tol {tol}: excess {excess:.2e}, bound {info.excess_bound:.2e}, {info.route}")
     assert excess <= info.excess_bound <= tol
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["spiked", "gaussian", "power_law", "one_huge", "condition_1e3"])
+def test_products_of_bfloat16_operands_keep_the_bound(family, dtype, tol):
+    a = FAMILIES[family](600, 400, 40).to(dtype)
+    for rank in (1, 40, 200):
+        block = default_block(rank, 400, tol)
+        out = torch.empty_like(a)
+        arguments = (rank, "randomized", block, False, False, True, tol, 64, 0, [0])
+        rows = torch.ops.laser_kernels.low_rank(a[None], out[None], *arguments)
+        status, _, unrounded, _, bound, _ = rows[0].tolist()
+        assert status in (Status.OK, Status.PRECISION, Status.NOT_CONVERGED)
+        excess = unrounded / optimal_residual(a, rank) - 1
+        print(f"{family} rank {rank} tol {tol}: excess {excess:.2e}, bound {bound:.2e}, status {status}")
+        assert status != Status.OK or excess <= bound <= tol
+        assert status == Status.OK or family not in ("spiked", "gaussian")
 
 
 @pytest.mark.parametrize("rank", [1, 0.05, 0.1, 0.25, 0.5, 0.8])

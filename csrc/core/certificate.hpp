@@ -25,28 +25,20 @@ struct Tolerance {
 
 // What the driver remembers of one matrix between two Rayleigh-Ritz steps.
 struct Progress {
-  double captured;       // sum of the leading `rank` Ritz values at the previous step; at first what a random
-                         // subspace captures on average: ||A||^2 rank / n
-  double gain = -1;      // how much the previous step added; negative: there was none
-  double promised = 1;   // damping of the filter before the last
-  double damping = 1;    // bound on how much of the error energy the last filter left
+  double missing = -1;   // latest estimate of the energy that the optimum holds beyond the captured; negative: none yet
   double bound = 0;      // latest excess bound
   double remainder = 0;  // latest ||A||^2 - captured
-  double cut = 0;        // upper end of the damped interval, 0: plain power
-  double at_rank = 1;    // theta_rank on the interval's scale: 2 theta_rank / cut - 1 (only where cut > 0)
-  int looks = 0;         // Rayleigh-Ritz steps judged so far
+  double cut = 0;        // upper end of the interval that the next filter damps, 0: plain power
   int degree = 1;        // of the next filter, at most
+  bool half = true;      // products may round their operands to bfloat16
   Status status = Status::kRunning;
 };
 
-// Judges one Rayleigh-Ritz step. theta: `block` Ritz values, descending; full: the block spans the
-// whole space. Updates everything in `p`, including the next filter's degree and cut;
-// `multiplies_left` is what max_iter still allows.
-void judge(const double* theta, int64_t rank, int64_t block, bool full, double norm2, const Tolerance& t,
-           int64_t multiplies_left, Progress& p);
-
-// Tells `p` that a filter of this degree (<= p.degree) was applied.
-void filtered(int degree, Progress& p);
+// Judges one Rayleigh-Ritz step. theta: `block` Ritz values, descending; residual2: ||G v_i - theta_i v_i||^2 of as
+// many Ritz vectors; n: dimension of the space, which the block may span. Updates everything in `p`, including the next
+// filter's degree and cut; `multiplies_left` is what max_iter still allows.
+void judge(const double* theta, const double* residual2, int64_t rank, int64_t block, int64_t n, double norm2,
+           const Tolerance& t, int64_t multiplies_left, Progress& p);
 
 // Energy that a rank-r truncation may lose when the operator was perturbed by entries of size
 // `error` in its own eigenbasis: second-order perturbation, each pair capped by its first-order

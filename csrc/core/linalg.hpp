@@ -8,13 +8,23 @@
 
 namespace laser {
 
+// A value of 8 significant bits, only ever multiplied by the implementations.
+struct BFloat16 {
+  uint16_t bits;
+};
+
 template <typename T>
 class Linalg {
  public:
   virtual ~Linalg() = default;
 
+  virtual void copy(Block<const T> from, Block<T> to) = 0;
+
   // c = a b, for any strides.
   virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;
+
+  // c = a b with b rounded to bfloat16, sums in float32; c may be rounded to bfloat16 on the way.
+  virtual void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) = 0;
 
   // g = a^T a, exactly symmetric.
   virtual void gram(Block<const T> a, Block<T> g) = 0;
@@ -24,6 +34,9 @@ class Linalg {
 
   // Each column divided by its 2-norm; a zero column stays zero.
   virtual void normalize_columns(Block<T> x) = 0;
+
+  // out[b, j] = ||x(:, j) - theta[b, j] z(:, j)||^2; theta and out (count, cols) on the host.
+  virtual void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) = 0;
 
   // One step of the three-term recurrence on [0, cut[b]]: out = factor ((2 / cut) x - z) - out,
   // factor 1 or 2; factor 1 ignores what `out` held. cut[b] = 0 asks for the plain power: out = x.

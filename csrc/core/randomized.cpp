@@ -3,9 +3,12 @@
 //
 //   Q <- orth(G sketch)                                 (n, l), l = r + p
 //   repeat   Y = A Q,  H = Y^T Y      or   X = G Q,  H = Q^T X        Rayleigh-Ritz on the block
-//            H = W diag(theta) W^T;  stop if the certificate holds    (certificate.hpp)
-//            Q <- orth( T_d( (2/cut) G - I ) Q W )                    d multiplications by G, cut = theta_l
-//   V = Q W_r,  left = A V
+//            H = W diag(theta) W^T,  Z = Q W
+//            stop if the certificate, from G Z - Z diag(theta), holds (certificate.hpp)
+//            Q <- orth( T_d( (2/cut) G - I ) Z )                      d multiplications by G, cut = theta_l
+//   V = Z_r,  left = A V
+//
+// Where the problem has a rounded copy of A, filters multiply by that for as long as the certificate allows.
 //
 // Refs: Halko, Martinsson, Tropp (2011), algorithm 4.4: the loop. Zhou, Saad, Tiago, Chelikowsky
 // (2006): filtering by a Chebyshev polynomial on the unwanted interval, outliers kept apart by
@@ -19,10 +22,13 @@
 namespace laser {
 namespace {
 
+// Plain multiplications before the first Rayleigh-Ritz step.
+constexpr int64_t kStart = 2;
+
 template <typename T>
 struct Workspace {
   Block<T> q, z, x;  // (count, n, l)
-  Block<T> y;        // (count, m, l)
+  Block<T> y, u;     // (count, m, l); u only where not p.gram
   Block<T> h, w;     // (count, l, l)
   Block<T> g;        // (count, n, n), only where p.gram
   int64_t elements;
@@ -38,7 +44,8 @@ struct Workspace {
     q = take(n, l);
     z = take(n, l);
     x = take(n, l);
-    y = take(m, l);
+    y = take(p.gram ? 0 : m, l);
+    u = take(p.gram ? 0 : m, l);
     h = take(l, l);
     w = take(l, l);
     g = p.gram ? take(n, n) : Block<T>{};
@@ -46,57 +53,70 @@ struct Workspace {
   }
 };
 
+// y = A q, and x = A^T y.
+template <typename T>
+void forward(Linalg<T>& la, const SvdProblem<T>& p, bool half, Block<T> q, Block<T> y) {
+  half ? la.multiply_half(p.half, q, y) : la.multiply(p.weight, q, y);
+}
+template <typename T>
+void backward(Linalg<T>& la, const SvdProblem<T>& p, bool half, Block<T> y, Block<T> x) {
+  half ? la.multiply_half(p.half.transposed(), y, x) : la.multiply(p.weight.transposed(), y, x);
+}
+
 // x = G q, through whichever operator the route chose. y is scratch.
 template <typename T>
-void apply(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws, Block<T> q, Block<T> x) {
+void apply(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws, bool half, Block<T> q, Block<T> x) {
   if (p.gram) {
     la.multiply(ws.g, q, x);
   } else {
-    la.multiply(p.weight, q, ws.y);
-    la.multiply(p.weight.transposed(), ws.y, x);
+    forward(la, p, half, q, ws.y);
+    backward(la, p, half, ws.y, x);
   }
 }
 
-// The Ritz matrix H = Q^T G Q of the block; leaves A Q in ws.y (direct) or G Q in ws.x (gram) for
-// the next filter.
+// Rayleigh-Ritz on the block q: Ritz values and residuals, the Ritz vectors in ws.z, G times them in ws.x and, direct
+// only, A times them in ws.u. The Ritz values always come from products in full precision.
 template <typename T>
-void rayleigh_ritz(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws) {
+void look(Linalg<T>& la, const SvdProblem<T>& p, Workspace<T>& ws, bool half, double* theta, double* residual2) {
   if (p.gram) {
     la.multiply(ws.g, ws.q, ws.x);
     la.multiply(ws.q.transposed(), ws.x, ws.h);
+    la.small_eigh(ws.h, ws.w, theta);
+    la.multiply(ws.q, ws.w, ws.z);
+    la.multiply(ws.x, ws.w, ws.q);
+    std::swap(ws.q, ws.x);
   } else {
     la.multiply(p.weight, ws.q, ws.y);
     la.gram(ws.y, ws.h);
+    la.small_eigh(ws.h, ws.w, theta);
+    la.multiply(ws.q, ws.w, ws.z);
+    la.multiply(ws.y, ws.w, ws.u);
+    backward(la, p, half, ws.u, ws.x);
   }
+  la.ritz_residuals(ws.x, ws.z, theta, residual2);
 }
 
-// q <- orth(T_degree((2/cut) G - I) q w); consumes what rayleigh_ritz left.
+// q <- orth(T_degree((2/cut) G - I) z); consumes what the look left.
 template <typename T>
-void filter(Linalg<T>& la, const SvdProblem<T>& p, Workspace<T>& ws, const double* cut, int degree,
+void filter(Linalg<T>& la, const SvdProblem<T>& p, Workspace<T>& ws, const double* cut, int degree, bool half,
             std::vector<int>& failed) {
-  if (!p.gram) {
-    la.multiply(p.weight.transposed(), ws.y, ws.x);
-  }
-  la.multiply(ws.q, ws.w, ws.z);  // Ritz vectors: T_0
-  la.multiply(ws.x, ws.w, ws.q);  // G times them
-  la.chebyshev(ws.q, ws.z, cut, 1, ws.q);
+  la.chebyshev(ws.x, ws.z, cut, 1, ws.q);
   for (int d = 2; d <= degree; ++d) {
-    apply(la, p, ws, ws.q, ws.x);
+    apply(la, p, ws, half, ws.q, ws.x);
     la.chebyshev(ws.x, ws.q, cut, 2, ws.z);
     std::swap(ws.q, ws.z);
   }
   orthonormalize(la, ws.q, ws.h, ws.w, failed);
 }
 
-// right = Q W_r and left = A right of matrix b.
+// right = the leading Ritz vectors and left = A right of matrix b.
 template <typename T>
 void harvest(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws, int64_t b, const SvdResult<T>& out) {
-  const Block<T> w = ws.w.matrix(b).first_columns(p.rank);
-  la.multiply(ws.q.matrix(b), w, out.right.matrix(b));
+  la.copy(ws.z.matrix(b).first_columns(p.rank), out.right.matrix(b));
   if (p.gram) {
     la.multiply(p.weight.matrix(b), out.right.matrix(b), out.left.matrix(b));
   } else {
-    la.multiply(ws.y.matrix(b), w, out.left.matrix(b));
+    la.copy(ws.u.matrix(b).first_columns(p.rank), out.left.matrix(b));
   }
 }
 
@@ -113,34 +133,36 @@ void randomized(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdRe
   const bool full = l == p.weight.cols;
   Workspace<T> ws(p, workspace);
   std::vector<Progress> progress(count);
-  std::vector<double> theta(count * l), cut(count);
+  std::vector<double> theta(count * l), residual2(count * l), cut(count);
   std::vector<int> failed(count);
 
-  for (int64_t b = 0; b < count; ++b) {
-    progress[b].captured = p.norm2[b] * double(p.rank) / double(p.weight.cols);
+  bool half = p.half.data != nullptr;
+  for (Progress& state : progress) {
+    state.half = half;
   }
   if (p.gram) {
     la.gram(p.weight, ws.g);
   }
   la.sketch(ws.q, p.seed, p.keys);
   int64_t multiplies = 0;
-  if (!full) {  // the sketch is well conditioned: its first product needs no orthonormal columns
-    apply(la, p, ws, ws.q, ws.x);
-    std::swap(ws.q, ws.x);
-    multiplies = 1;
+  if (full) {
+    orthonormalize(la, ws.q, ws.h, ws.w, failed);
   }
-  orthonormalize(la, ws.q, ws.h, ws.w, failed);
+  for (; !full && multiplies < std::min(kStart, p.max_iter); ++multiplies) {
+    apply(la, p, ws, half, ws.q, ws.x);
+    std::swap(ws.q, ws.x);
+    orthonormalize(la, ws.q, ws.h, ws.w, failed);
+  }
   for (;;) {
-    rayleigh_ritz(la, p, ws);
-    la.small_eigh(ws.h, ws.w, theta.data());
-    int running = 0;
-    int degree = 1;
+    look(la, p, ws, half, theta.data(), residual2.data());
+    int running = 0, degree = 1;
     for (int64_t b = 0; b < count; ++b) {
       Progress& state = progress[b];
       if (state.status != Status::kRunning) {
         continue;
       }
-      judge(&theta[b * l], p.rank, l, full, p.norm2[b], p.tolerance, p.max_iter - multiplies, state);
+      judge(&theta[b * l], &residual2[b * l], p.rank, l, p.weight.cols, p.norm2[b], p.tolerance,
+            p.max_iter - multiplies, state);
       if (state.status != Status::kRunning) {
         harvest(la, p, ws, b, out);
         out.bound[b] = state.bound;
@@ -152,17 +174,15 @@ void randomized(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdRe
       // One degree serves the batch: the smallest, since a higher one may exceed some matrix's
       // filter range.
       degree = running++ == 0 ? state.degree : std::min(degree, state.degree);
+      half = half && state.half;
       cut[b] = state.cut;
     }
     if (running == 0) {
       return;
     }
     degree = int(std::min<int64_t>(degree, p.max_iter - multiplies));
-    filter(la, p, ws, cut.data(), degree, failed);
+    filter(la, p, ws, cut.data(), degree, half, failed);
     multiplies += degree;
-    for (Progress& state : progress) {
-      filtered(degree, state);
-    }
   }
 }
 

@@ -1,5 +1,6 @@
 // The elementwise steps of the filter: column norms, the Chebyshev recurrence, sums of squares.
 // Blocks are row-major.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -13,6 +14,14 @@ template <typename T>
 LASER_SIMD void add_squares(const T* row, int64_t n, double* sum) {
   for (int64_t j = 0; j < n; ++j) {
     sum[j] += double(row[j]) * double(row[j]);
+  }
+}
+
+template <typename T>
+LASER_SIMD void add_residuals(const T* x, const T* z, const double* theta, int64_t n, double* sum) {
+  for (int64_t j = 0; j < n; ++j) {
+    const double r = double(x[j]) - theta[j] * double(z[j]);
+    sum[j] += r * r;
   }
 }
 
@@ -55,6 +64,14 @@ void normalize_columns(Block<T> x) {
 }
 
 template <typename T>
+void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) {
+  std::fill(out, out + x.cols, 0.0);
+  for (int64_t i = 0; i < x.rows; ++i) {
+    add_residuals(x.data + i * x.row_stride, z.data + i * z.row_stride, theta, x.cols, out);
+  }
+}
+
+template <typename T>
 void chebyshev(Block<const T> x, Block<const T> z, double cut, int factor, Block<T> out) {
   const int64_t n = x.rows * x.cols;
   if (cut == 0) {
@@ -85,6 +102,8 @@ LASER_SIMD double squared_norm(const T* x, int64_t n) {
 
 template void normalize_columns(Block<float>);
 template void normalize_columns(Block<double>);
+template void ritz_residuals(Block<const float>, Block<const float>, const double*, double*);
+template void ritz_residuals(Block<const double>, Block<const double>, const double*, double*);
 template void chebyshev(Block<const float>, Block<const float>, double, int, Block<float>);
 template void chebyshev(Block<const double>, Block<const double>, double, int, Block<double>);
 template double squared_norm(const float*, int64_t);

@@ -41,6 +41,10 @@ void sketch(Block<T> q, uint64_t seed, int64_t key);
 template <typename T>
 void normalize_columns(Block<T> x);
 
+// out[j] = ||x(:, j) - theta[j] z(:, j)||^2 over the columns of x; one matrix, row-major.
+template <typename T>
+void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out);
+
 // Linalg::chebyshev for one matrix.
 template <typename T>
 void chebyshev(Block<const T> x, Block<const T> z, double cut, int factor, Block<T> out);

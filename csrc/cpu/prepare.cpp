@@ -11,7 +11,8 @@
 namespace laser::cpu {
 namespace {
 
-constexpr int kLanes = 16;  // independent sums, so that the loop vectorises without reassociating
+// Independent sums, so that the loop vectorises without reassociating; so many that the compiler keeps it a loop.
+constexpr int kLanes = 64;
 
 // |x| as an unsigned integer: NaN above Inf above every finite value, and integer maxima lose
 // neither.

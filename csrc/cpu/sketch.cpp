@@ -1,19 +1,28 @@
 #include "core/philox.hpp"
+#include "cpu/dtype.hpp"
 #include "cpu/kernels.hpp"
 
 namespace laser::cpu {
+namespace {
+
+template <typename T>
+LASER_SIMD void sketch_row(SketchKey key, int64_t row, int64_t cols, T* out) {
+  for (int64_t j = 0; j < cols; j += 2) {
+    const SketchPair pair = sketch_pair(key, row, j / 2);
+    out[j] = T(pair.even);
+    if (j + 1 < cols) {
+      out[j + 1] = T(pair.odd);
+    }
+  }
+}
+
+}  // namespace
 
 template <typename T>
 void sketch(Block<T> q, uint64_t seed, int64_t key) {
   const SketchKey k = sketch_key(seed, uint64_t(key));
   for (int64_t i = 0; i < q.rows; ++i) {
-    for (int64_t j = 0; j < q.cols; j += 2) {
-      const SketchPair pair = sketch_pair(k, i, j / 2);
-      q.at(0, i, j) = T(pair.even);
-      if (j + 1 < q.cols) {
-        q.at(0, i, j + 1) = T(pair.odd);
-      }
-    }
+    sketch_row(k, i, q.cols, q.data + i * q.row_stride);
   }
 }
 
