@@ -73,7 +73,7 @@ class Rates(NamedTuple):
 GRAM_SHARE = 0.6
 
 _CPU = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, call=3e-6, wide=2.2, half=0)
-RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.3)}
+RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.1)}
 
 # Matrices of fewer elements gain nothing from half precision: what it costs per call weighs more.
 HALF_ELEMENTS = 1 << 16
@@ -94,10 +94,10 @@ def default_block(rank: int, side: int, tol: float | None) -> int:
 
 
 def expected_multiplies(tol: float | None, max_iter: int) -> int:
-    """Multiplications by A^T A until the certificate holds: 4, 6, 8 at 1e-2, 1e-3, 1e-4 on LLM-like spectra."""
+    """Multiplications by A^T A until the certificate holds: 5, 8, 10 at 1e-2, 1e-3, 1e-4 on LLM-like spectra."""
     if tol is None:
         return max_iter
-    return max(1, min(max_iter, max(2, round(2 * math.log10(1 / max(tol, 1e-12))))))
+    return max(1, min(max_iter, max(2, round(2.5 * math.log10(1 / max(tol, 1e-12))))))
 
 
 def _randomized_seconds(
@@ -108,7 +108,9 @@ def _randomized_seconds(
 
     rounds = 1 + (multiplies - 1) / 3  # Rayleigh-Ritz steps: filters have degree 1 to 4
     if gram:
-        iterate = GRAM_SHARE * product(n, m, n) + (multiplies + 1) * product(n, n, block) + product(m, n, rank)
+        full = rounds if half else multiplies + 1
+        products = (full + (multiplies + 1 - full) / (rates.half or 1)) * product(n, n, block)
+        iterate = GRAM_SHARE * product(n, m, n) + products + product(m, n, rank)
     else:
         full = rounds if half else 2 * multiplies + 2  # half: only one product of each Rayleigh-Ritz step is in full
         iterate = (full + (2 * multiplies + 2 - full) / (rates.half or 1)) * product(m, n, block)
@@ -138,12 +140,11 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
     may_half = rates.half > 0 and not wide and problem.tol is not None and m * n >= HALF_ELEMENTS
 
     def randomized(gram: bool) -> Route:
-        half = may_half and not gram
-        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, half, rates)
+        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, may_half, rates)
         on = "A^T A, formed once" if gram else "A and A^T"
         reason = f"about {multiplies} multiplications by A^T A on a block of {block} columns, through {on}"
-        reason += ", early products in bfloat16" if half else ""
-        return Route("randomized", block, gram, wide, half, seconds, reason)
+        reason += ", early products in bfloat16" if may_half else ""
+        return Route("randomized", block, gram, wide, may_half, seconds, reason)
 
     gram_eigh = Route(
         "gram_eigh",

@@ -54,6 +54,11 @@ void LinalgAten<T>::multiply(Block<const T> a, Block<const T> b, Block<T> c) {
   take(stack[0]);
 }
 
+template <typename T>
+void LinalgAten<T>::round(Block<const T> from, Block<BFloat16> to) {
+  copy_into(view(from), to);
+}
+
 // ATen rounds the sums to bfloat16 once, when it stores them.
 template <typename T>
 void LinalgAten<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {

@@ -10,6 +10,7 @@ class LinalgAten final : public Linalg<T> {
  public:
   void copy(Block<const T> from, Block<T> to) override;
   void multiply(Block<const T> a, Block<const T> b, Block<T> c) override;
+  void round(Block<const T> from, Block<BFloat16> to) override;
   void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) override;
   void gram(Block<const T> a, Block<T> g) override;
   void sketch(Block<T> q, uint64_t seed, const int64_t* keys) override;

@@ -52,8 +52,8 @@ Request request(const char* op, const cpu::Weight& w, int64_t rank, const std::s
     STD_TORCH_CHECK(route == "randomized", "[laser_kernels::", op,
                     "] route must be randomized, gram_eigh or full_svd; got ", route);
   }
-  STD_TORCH_CHECK(!half || (kind == RouteKind::kRandomized && !gram && !wide), "[laser_kernels::", op,
-                  "] half goes with route randomized, neither gram nor wide");
+  STD_TORCH_CHECK(!half || (kind == RouteKind::kRandomized && !wide), "[laser_kernels::", op,
+                  "] half goes with route randomized and float32");
   return {kind, rank, block, gram, wide, half, tol.value_or(-1.0), max_iter, uint64_t(seed), &keys};
 }
 

@@ -178,7 +178,7 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
   Scratch<BFloat16> rounded(0);
   Block<const BFloat16> half{};
   if constexpr (std::is_same_v<T, float>) {
-    if (request.half) {
+    if (request.half && !request.gram) {
       half = round_group(w, first, loaded, scaled, rounded);
       half = wide ? half.transposed() : half;
     }
@@ -188,6 +188,7 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
   const double input_eps = w.dtype == cpu::Dtype::kFloat64 ? std::numeric_limits<double>::epsilon()
                                                            : double(std::numeric_limits<float>::epsilon());
   const SvdProblem<T> problem{a,
+                              request.half,
                               half,
                               norm2.data(),
                               request.rank,

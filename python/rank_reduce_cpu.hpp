@@ -18,7 +18,7 @@ struct Request {
   int64_t block;  // RANDOMIZED: columns of the basis
   bool gram;      // RANDOMIZED: iterate on A^T A
   bool wide;      // float64 instead of float32
-  bool half;      // RANDOMIZED, not gram, not wide: early products with operands rounded to bfloat16
+  bool half;      // RANDOMIZED, not wide: early products with operands rounded to bfloat16
   double tol;     // negative: none
   int64_t max_iter;
   uint64_t seed;

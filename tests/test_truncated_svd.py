@@ -1,5 +1,6 @@
 """The contract of truncated_svd and low_rank over matrix families, shapes, dtypes, routes and tolerances."""
 
+import itertools
 import math
 
 import pytest
@@ -91,10 +92,10 @@ def test_excess_stays_below_tol_on_the_randomized_route(family, fraction, tol):
 @pytest.mark.parametrize("family", ["spiked", "gaussian", "power_law", "one_huge", "condition_1e3"])
 def test_products_of_bfloat16_operands_keep_the_bound(family, dtype, tol):
     a = FAMILIES[family](600, 400, 40).to(dtype)
-    for rank in (1, 40, 200):
+    for rank, gram in itertools.product((1, 40, 200), (False, True)):
         block = default_block(rank, 400, tol)
         out = torch.empty_like(a)
-        arguments = (rank, "randomized", block, False, False, True, tol, 64, 0, [0])
+        arguments = (rank, "randomized", block, gram, False, True, tol, 64, 0, [0])
         rows = torch.ops.laser_kernels.low_rank(a[None], out[None], *arguments)
         status, _, unrounded, _, bound, _ = rows[0].tolist()
         assert status in (Status.OK, Status.PRECISION, Status.NOT_CONVERGED)

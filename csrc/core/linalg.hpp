@@ -23,6 +23,8 @@ class Linalg {
   // c = a b, for any strides.
   virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;
 
+  virtual void round(Block<const T> from, Block<BFloat16> to) = 0;
+
   // c = a b with b rounded to bfloat16, sums in float32; c may be rounded to bfloat16 on the way.
   virtual void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) = 0;
 

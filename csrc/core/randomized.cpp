@@ -8,7 +8,7 @@
 //            Q <- orth( T_d( (2/cut) G - I ) Z )                      d multiplications by G, cut = theta_l
 //   V = Z_r,  left = A V
 //
-// Where the problem has a rounded copy of A, filters multiply by that for as long as the certificate allows.
+// Where the problem says so, filters multiply by A or G rounded to bfloat16 for as long as the certificate allows.
 //
 // Refs: Halko, Martinsson, Tropp (2011), algorithm 4.4: the loop. Zhou, Saad, Tiago, Chelikowsky
 // (2006): filtering by a Chebyshev polynomial on the unwanted interval, outliers kept apart by
@@ -27,10 +27,11 @@ constexpr int64_t kStart = 2;
 
 template <typename T>
 struct Workspace {
-  Block<T> q, z, x;  // (count, n, l)
-  Block<T> y, u;     // (count, m, l); u only where not p.gram
-  Block<T> h, w;     // (count, l, l)
-  Block<T> g;        // (count, n, n), only where p.gram
+  Block<T> q, z, x;         // (count, n, l)
+  Block<T> y, u;            // (count, m, l); u only where not p.gram
+  Block<T> h, w;            // (count, l, l)
+  Block<T> g;               // (count, n, n), only where p.gram
+  Block<BFloat16> rounded;  // (count, n, n): g so, only where p.half too
   int64_t elements;
 
   Workspace(const SvdProblem<T>& p, T* base) {
@@ -49,6 +50,8 @@ struct Workspace {
     h = take(l, l);
     w = take(l, l);
     g = p.gram ? take(n, n) : Block<T>{};
+    rounded = Block<BFloat16>::dense(reinterpret_cast<BFloat16*>(next), count, n, n);
+    next += p.gram && p.half ? (count * n * n + 1) / 2 : 0;  // two in the place of a float
     elements = next - base;
   }
 };
@@ -56,18 +59,18 @@ struct Workspace {
 // y = A q, and x = A^T y.
 template <typename T>
 void forward(Linalg<T>& la, const SvdProblem<T>& p, bool half, Block<T> q, Block<T> y) {
-  half ? la.multiply_half(p.half, q, y) : la.multiply(p.weight, q, y);
+  half ? la.multiply_half(p.rounded, q, y) : la.multiply(p.weight, q, y);
 }
 template <typename T>
 void backward(Linalg<T>& la, const SvdProblem<T>& p, bool half, Block<T> y, Block<T> x) {
-  half ? la.multiply_half(p.half.transposed(), y, x) : la.multiply(p.weight.transposed(), y, x);
+  half ? la.multiply_half(p.rounded.transposed(), y, x) : la.multiply(p.weight.transposed(), y, x);
 }
 
 // x = G q, through whichever operator the route chose. y is scratch.
 template <typename T>
 void apply(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws, bool half, Block<T> q, Block<T> x) {
   if (p.gram) {
-    la.multiply(ws.g, q, x);
+    half ? la.multiply_half(ws.rounded, q, x) : la.multiply(ws.g, q, x);
   } else {
     forward(la, p, half, q, ws.y);
     backward(la, p, half, ws.y, x);
@@ -136,12 +139,15 @@ void randomized(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdRe
   std::vector<double> theta(count * l), residual2(count * l), cut(count);
   std::vector<int> failed(count);
 
-  bool half = p.half.data != nullptr;
+  bool half = p.half;
   for (Progress& state : progress) {
     state.half = half;
   }
   if (p.gram) {
     la.gram(p.weight, ws.g);
+    if (half) {
+      la.round(ws.g, ws.rounded);
+    }
   }
   la.sketch(ws.q, p.seed, p.keys);
   int64_t multiplies = 0;

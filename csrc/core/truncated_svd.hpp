@@ -13,8 +13,9 @@ namespace laser {
 template <typename T>
 struct SvdProblem {
   Block<const T> weight;
-  Block<const BFloat16> half;  // RANDOMIZED: the weight rounded, for the products that bear it; no data: none do
-  const double* norm2;         // count: ||A||_F^2, exact to float64
+  bool half;                      // RANDOMIZED: filters may multiply operands rounded to bfloat16
+  Block<const BFloat16> rounded;  // the weight so, where half and not gram
+  const double* norm2;            // count: ||A||_F^2, exact to float64
   int64_t rank;
   int64_t block;     // l = r + p <= n, columns of the basis
   bool gram;         // iterate on G = A^T A, formed once, instead of A and A^T
