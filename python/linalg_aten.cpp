@@ -1,11 +1,14 @@
 #include "linalg_aten.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 
 #include "aten.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/orthonormalize.hpp"
 
 namespace laser {
 namespace {
@@ -19,11 +22,99 @@ using aten::view;
 // Columns of a Gram matrix formed at a time: wide enough for the product's rate, narrow enough to skip nearly half.
 constexpr int64_t kGramBlock = 256;
 
+// Off-diagonal part of a matrix that may be dropped, in units of eps times its largest entry: rounding level.
+constexpr double kDiagonal = 8.0;
+
 // Copies a result of ATen (any strides) into a dense block.
 template <typename T>
 void copy_into(const Tensor& from, Block<T> to) {
   Tensor target = view(to);
   torch::stable::copy_(target, from);
+}
+
+// c = a b, for any strides.
+template <typename T>
+void product(Block<const T> a, Block<const T> b, Block<T> c) {
+  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "out", view(a), view(b), view(c));
+  take(stack[0]);
+}
+
+// c = a b with b rounded; ATen rounds the sums to bfloat16 once, when it stores them.
+template <typename T>
+void product_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
+  Tensor rounded = torch::stable::new_empty(view(b), view(b).sizes(), ScalarType::BFloat16);
+  torch::stable::copy_(rounded, view(b));
+  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "", view(a), rounded);
+  copy_into(take(stack[0]), c);
+}
+
+// g = a^T a. ATen has no symmetric product: block columns of the lower half, then a mirror, are 56 % of the flops at
+// n = 2048.
+template <typename T>
+void gram_product(Block<const T> a, Block<T> g) {
+  const int64_t n = a.cols;
+  if (n <= kGramBlock) {
+    product<T>(a.transposed(), a, g);
+    return;
+  }
+  for (int64_t b = 0; b < a.count; ++b) {
+    const Block<const T> one = a.matrix(b);
+    const Block<T> out = g.matrix(b);
+    for (int64_t j = 0; j < n; j += kGramBlock) {
+      const int64_t width = std::min(kGramBlock, n - j);
+      product<T>(one.columns(j, n - j).transposed(), one.columns(j, width), out.corner(j, j, n - j, width));
+      for (int64_t i = j; i < j + width; ++i) {  // rows of the block column's transpose
+        for (int64_t k = std::max(i + 1, j + width); k < n; ++k) {
+          out.at(0, i, k) = out.at(0, k, i);
+        }
+      }
+    }
+  }
+}
+
+// What cpu::orthonormalize computes with.
+struct Tools {
+  template <typename T>
+  void gram(Block<T> x, Block<T> s) {
+    gram_product<T>(x, s);
+  }
+
+  // failed[b] = 1 where s[b] is not numerically positive definite (factor[b] is then undefined).
+  template <typename T>
+  void cholesky(Block<T> s, Block<T> factor, int* failed) {
+    auto stack = call("aten::linalg_cholesky_ex", "", view(s), false, false);
+    const Tensor l = take(stack[0]), info = take(stack[1]);
+    copy_into(l, factor);
+    const int32_t* code = info.const_data_ptr<int32_t>();
+    for (int64_t b = 0; b < s.count; ++b) {
+      failed[b] = code[b] != 0;
+    }
+  }
+
+  template <typename T>
+  void solve_triangular(Block<T> factor, Block<T> x) {
+    auto stack = call("aten::linalg_solve_triangular", "", view(factor.transposed()), view(x), true, false, false);
+    copy_into(take(stack[0]), x);
+  }
+
+  template <typename T>
+  void householder(Block<T> x) {
+    auto stack = call("aten::linalg_qr", "", view(x), std::string("reduced"));
+    const Tensor q = take(stack[0]), r = take(stack[1]);
+    copy_into(q, x);
+  }
+};
+
+template <typename T>
+bool is_diagonal(Block<const T> m) {
+  double off = 0, top = 0;
+  for (int64_t i = 0; i < m.rows; ++i) {
+    for (int64_t j = 0; j < m.cols; ++j) {
+      const double v = std::abs(double(m.at(0, i, j)));
+      (i == j ? top : off) = std::max(i == j ? top : off, v);
+    }
+  }
+  return off <= kDiagonal * std::numeric_limits<T>::epsilon() * top;
 }
 
 // LAPACK returns eigenvalues ascending; the core wants them, and the columns of w, descending.
@@ -43,128 +134,181 @@ void reverse(const T* values, Block<T> w, double* theta) {
 
 }  // namespace
 
+// f(blocks...) on the selected matrices: in one call where that is the whole batch.
+template <typename T>
+template <typename F, typename... Blocks>
+void LinalgAten<T>::together(const F& f, Blocks... blocks) const {
+  if (all_) {
+    f(blocks...);
+    return;
+  }
+  for (int64_t b : selected_) {
+    f(blocks.matrix(b)...);
+  }
+}
+
+// f(b, blocks.matrix(b)...) for each selected b.
+template <typename T>
+template <typename F, typename... Blocks>
+void LinalgAten<T>::one_by_one(int64_t count, const F& f, Blocks... blocks) const {
+  for (int64_t i = 0; i < (all_ ? count : int64_t(selected_.size())); ++i) {
+    const int64_t b = all_ ? i : selected_[i];
+    f(b, blocks.matrix(b)...);
+  }
+}
+
+template <typename T>
+void LinalgAten<T>::select(const std::vector<int64_t>& matrices) {
+  all_ = false;
+  selected_ = matrices;
+}
+
+template <typename T>
+void LinalgAten<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
+  precision == Precision::kHalf ? together(product_half<T>, rounded_, q, y) : together(product<T>, weight_, q, y);
+}
+
+template <typename T>
+void LinalgAten<T>::backward(Block<const T> y, Block<T> x, Precision precision) {
+  precision == Precision::kHalf ? together(product_half<T>, rounded_.transposed(), y, x)
+                                : together(product<T>, weight_.transposed(), y, x);
+}
+
+template <typename T>
+void LinalgAten<T>::weight_gram(Block<T> g) {
+  together(gram_product<T>, weight_, g);
+}
+
 template <typename T>
 void LinalgAten<T>::copy(Block<const T> from, Block<T> to) {
-  copy_into(view(from), to);
+  together([](Block<const T> a, Block<T> b) { copy_into(view(a), b); }, from, to);
 }
 
 template <typename T>
 void LinalgAten<T>::multiply(Block<const T> a, Block<const T> b, Block<T> c) {
-  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "out", view(a), view(b), view(c));
-  take(stack[0]);
+  together(product<T>, a, b, c);
+}
+
+template <typename T>
+void LinalgAten<T>::gram(Block<const T> a, Block<T> g) {
+  together(gram_product<T>, a, g);
 }
 
 template <typename T>
 void LinalgAten<T>::round(Block<const T> from, Block<BFloat16> to) {
-  copy_into(view(from), to);
+  together([](Block<const T> a, Block<BFloat16> b) { copy_into(view(a), b); }, from, to);
 }
 
-// ATen rounds the sums to bfloat16 once, when it stores them.
 template <typename T>
 void LinalgAten<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
-  Tensor rounded = torch::stable::new_empty(view(b), view(b).sizes(), ScalarType::BFloat16);
-  torch::stable::copy_(rounded, view(b));
-  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "", view(a), rounded);
-  copy_into(take(stack[0]), c);
-}
-
-// ATen has no symmetric product: block columns of the lower half, then a mirror, are 56 % of the flops at n = 2048.
-template <typename T>
-void LinalgAten<T>::gram(Block<const T> a, Block<T> g) {
-  const int64_t n = a.cols;
-  if (n <= kGramBlock) {
-    multiply(a.transposed(), a, g);
-    return;
-  }
-  for (int64_t b = 0; b < a.count; ++b) {
-    const Block<const T> one = a.matrix(b);
-    const Block<T> out = g.matrix(b);
-    for (int64_t j = 0; j < n; j += kGramBlock) {
-      const int64_t width = std::min(kGramBlock, n - j);
-      multiply(one.columns(j, n - j).transposed(), one.columns(j, width), out.corner(j, j, n - j, width));
-      for (int64_t i = j; i < j + width; ++i) {  // rows of the block column's transpose
-        for (int64_t k = std::max(i + 1, j + width); k < n; ++k) {
-          out.at(0, i, k) = out.at(0, k, i);
-        }
-      }
-    }
-  }
+  together(product_half<T>, a, b, c);
 }
 
 template <typename T>
 void LinalgAten<T>::sketch(Block<T> q, uint64_t seed, const int64_t* keys) {
-  for (int64_t b = 0; b < q.count; ++b) {
-    cpu::sketch(q.matrix(b), seed, keys[b]);
-  }
+  one_by_one(q.count, [&](int64_t b, Block<T> one) { cpu::sketch(one, seed, keys[b]); }, q);
+}
+
+// Looks after every pass, so that `passes` has nothing to say.
+template <typename T>
+void LinalgAten<T>::orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int) {
+  together(
+      [](Block<T> a, Block<T> s, Block<T> f) {
+        Tools tools;
+        cpu::orthonormalize(tools, a, s, f);
+      },
+      x, gram, factor);
 }
 
 template <typename T>
-void LinalgAten<T>::normalize_columns(Block<T> x) {
-  for (int64_t b = 0; b < x.count; ++b) {
-    cpu::normalize_columns(x.matrix(b));
-  }
+void LinalgAten<T>::chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) {
+  one_by_one(
+      x.count,
+      [&](int64_t b, Block<const T> from, Block<const T> before, Block<T> to) {
+        cpu::chebyshev(from, before, progress[b].cut, factor, to);
+      },
+      x, z, out);
 }
 
 template <typename T>
 void LinalgAten<T>::ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) {
-  for (int64_t b = 0; b < x.count; ++b) {
-    cpu::ritz_residuals(x.matrix(b), z.matrix(b), theta + b * x.cols, out + b * x.cols);
-  }
-}
-
-template <typename T>
-void LinalgAten<T>::chebyshev(Block<const T> x, Block<const T> z, const double* cut, int factor, Block<T> out) {
-  for (int64_t b = 0; b < x.count; ++b) {
-    cpu::chebyshev(x.matrix(b), z.matrix(b), cut[b], factor, out.matrix(b));
-  }
-}
-
-template <typename T>
-void LinalgAten<T>::cholesky(Block<const T> s, Block<T> factor, int* failed) {
-  auto stack = call("aten::linalg_cholesky_ex", "", view(s), false, false);
-  const Tensor l = take(stack[0]), info = take(stack[1]);
-  copy_into(l, factor);
-  const int32_t* code = info.const_data_ptr<int32_t>();
-  for (int64_t b = 0; b < s.count; ++b) {
-    failed[b] = code[b] != 0;
-  }
-}
-
-template <typename T>
-void LinalgAten<T>::solve_triangular(Block<const T> factor, Block<T> x) {
-  auto stack = call("aten::linalg_solve_triangular", "", view(factor.transposed()), view(x), true, false, false);
-  copy_into(take(stack[0]), x);
-}
-
-template <typename T>
-void LinalgAten<T>::householder(Block<T> x) {
-  auto stack = call("aten::linalg_qr", "", view(x), std::string("reduced"));
-  const Tensor q = take(stack[0]), r = take(stack[1]);
-  copy_into(q, x);
-}
-
-template <typename T>
-void LinalgAten<T>::small_eigh(Block<const T> h, Block<T> w, double* theta) {
-  auto stack = call("aten::linalg_eigh", "", view(h), std::string("L"));
-  const Tensor values = take(stack[0]), vectors = take(stack[1]);
-  copy_into(vectors, w);
-  reverse(values.const_data_ptr<T>(), w, theta);
-}
-
-template <typename T>
-void LinalgAten<T>::small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) {
-  auto stack = call("aten::linalg_svd", "", view(s), false, std::optional<std::string>{});
-  const Tensor left = take(stack[0]), values = take(stack[1]), right = take(stack[2]);
-  copy_into(left, u);
-  copy_into(right, vt);
-  std::copy(values.const_data_ptr<T>(), values.const_data_ptr<T>() + s.count * std::min(s.rows, s.cols), sigma);
+  one_by_one(
+      x.count,
+      [&](int64_t b, Block<const T> a, Block<const T> v) {
+        cpu::ritz_residuals(a, v, theta + b * a.cols, out + b * a.cols);
+      },
+      x, z);
 }
 
 template <typename T>
 void LinalgAten<T>::squared_norm(Block<const T> x, double* out) {
-  for (int64_t b = 0; b < x.count; ++b) {
-    out[b] = cpu::squared_norm(x.data + b * x.stride, x.rows * x.cols);
+  one_by_one(
+      x.count, [&](int64_t b, Block<const T> one) { out[b] = cpu::squared_norm(one.data, one.rows * one.cols); }, x);
+}
+
+template <typename T>
+void LinalgAten<T>::small_eigh(Block<const T> h, Block<T> w, double* theta) {
+  const auto solve = [](Block<const T> s, Block<T> vectors, double* values) {
+    auto stack = call("aten::linalg_eigh", "", view(s), std::string("L"));
+    const Tensor ascending = take(stack[0]), v = take(stack[1]);
+    copy_into(v, vectors);
+    reverse(ascending.const_data_ptr<T>(), vectors, values);
+  };
+  if (all_) {
+    solve(h, w, theta);
+    return;
   }
+  one_by_one(
+      h.count, [&](int64_t b, Block<const T> s, Block<T> vectors) { solve(s, vectors, theta + b * s.cols); }, h, w);
+}
+
+template <typename T>
+void LinalgAten<T>::small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) {
+  one_by_one(
+      s.count,
+      [&](int64_t b, Block<const T> a, Block<T> left, Block<T> right) {
+        auto stack = call("aten::linalg_svd", "", view(a), false, std::optional<std::string>{});
+        const Tensor us = take(stack[0]), values = take(stack[1]), vs = take(stack[2]);
+        copy_into(us, left);
+        copy_into(vs, right);
+        std::copy_n(values.const_data_ptr<T>(), a.cols, sigma + b * a.cols);
+      },
+      s, u, vt);
+}
+
+template <typename T>
+bool LinalgAten<T>::diagonal(Block<const T> m, Block<T> u, double* sigma) {
+  bool all = true;
+  one_by_one(m.count, [&](int64_t, Block<const T> one) { all = all && is_diagonal(one); }, m);
+  one_by_one(
+      m.count,
+      [&](int64_t b, Block<const T> one, Block<T> columns) {
+        double above = std::numeric_limits<double>::infinity();
+        for (int64_t j = 0; all && j < one.cols; ++j) {  // neighbours may be out of order by rounding
+          const double value = one.at(0, j, j);
+          above = sigma[b * one.cols + j] = std::min(std::abs(value), above);
+          for (int64_t k = 0; value < 0 && k < columns.rows; ++k) {  // Householder chose the other sign
+            columns.at(0, k, j) = -columns.at(0, k, j);
+          }
+        }
+      },
+      m, u);
+  return all;
+}
+
+template <typename T>
+void LinalgAten<T>::judge(const RitzStep& step) {
+  one_by_one(weight_.count, [&](int64_t b) { laser::judge(SerialTeam{}, step, b); });
+}
+
+template <typename T>
+void LinalgAten<T>::judge_exact(const ExactStep& step) {
+  one_by_one(weight_.count, [&](int64_t b) { laser::judge_exact(SerialTeam{}, step, b); });
+}
+
+template <typename T>
+void LinalgAten<T>::read(const Progress* progress, std::vector<Progress>& host) {
+  std::copy_n(progress, host.size(), host.begin());
 }
 
 template class LinalgAten<float>;

@@ -1,6 +1,8 @@
 // The driver's interface (core/linalg.hpp) on the CPU: products and LAPACK by ATen, the rest by
 // csrc/cpu.
 #pragma once
+#include <vector>
+
 #include "core/linalg.hpp"
 
 namespace laser {
@@ -8,21 +10,41 @@ namespace laser {
 template <typename T>
 class LinalgAten final : public Linalg<T> {
  public:
+  // weight: A; rounded: A in bfloat16, needed for products of Precision::kHalf.
+  explicit LinalgAten(Block<const T> weight = {}, Block<const BFloat16> rounded = {})
+      : weight_(weight), rounded_(rounded) {}
+
+  void select(const std::vector<int64_t>& matrices) override;
+  void forward(Block<const T> q, Block<T> y, Precision precision) override;
+  void backward(Block<const T> y, Block<T> x, Precision precision) override;
+  void weight_gram(Block<T> g) override;
   void copy(Block<const T> from, Block<T> to) override;
   void multiply(Block<const T> a, Block<const T> b, Block<T> c) override;
+  void gram(Block<const T> a, Block<T> g) override;
   void round(Block<const T> from, Block<BFloat16> to) override;
   void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) override;
-  void gram(Block<const T> a, Block<T> g) override;
   void sketch(Block<T> q, uint64_t seed, const int64_t* keys) override;
-  void normalize_columns(Block<T> x) override;
+  void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) override;
+  void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) override;
   void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) override;
-  void chebyshev(Block<const T> x, Block<const T> z, const double* cut, int factor, Block<T> out) override;
-  void cholesky(Block<const T> s, Block<T> factor, int* failed) override;
-  void solve_triangular(Block<const T> factor, Block<T> x) override;
-  void householder(Block<T> x) override;
+  void squared_norm(Block<const T> x, double* out) override;
   void small_eigh(Block<const T> h, Block<T> w, double* theta) override;
   void small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) override;
-  void squared_norm(Block<const T> x, double* out) override;
+  bool diagonal(Block<const T> m, Block<T> u, double* sigma) override;
+  void judge(const RitzStep& step) override;
+  void judge_exact(const ExactStep& step) override;
+  void read(const Progress* progress, std::vector<Progress>& host) override;
+
+ private:
+  template <typename F, typename... Blocks>
+  void together(const F& f, Blocks... blocks) const;
+  template <typename F, typename... Blocks>
+  void one_by_one(int64_t count, const F& f, Blocks... blocks) const;
+
+  Block<const T> weight_;
+  Block<const BFloat16> rounded_;
+  bool all_ = true;
+  std::vector<int64_t> selected_;
 };
 
 }  // namespace laser

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "aten.hpp"
-#include "core/orthonormalize.hpp"
 #include "linalg_aten.hpp"
 #include "parallel.hpp"
 #include "rank_reduce_cpu.hpp"
@@ -26,13 +25,16 @@ Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
   return stable::new_empty(like, sizes, dtype);
 }
 
+// Enough for any block, where an implementation counts passes.
+constexpr int kPasses = 8;
+
 // f<T>(...) for the working type of a dense block.
 template <typename F>
 auto with_working_type(ScalarType dtype, const F& f) {
   return dtype == ScalarType::Double ? f(double{}) : f(float{});
 }
 
-Request request(const char* op, const cpu::Weight& w, int64_t rank, const std::string& route, int64_t block, bool gram,
+Request request(const char* op, const Weight& w, int64_t rank, const std::string& route, int64_t block, bool gram,
                 bool wide, bool half, std::optional<double> tol, int64_t max_iter, int64_t seed,
                 const std::vector<int64_t>& keys) {
   const int64_t side = std::min(w.rows, w.cols);
@@ -58,7 +60,7 @@ Request request(const char* op, const cpu::Weight& w, int64_t rank, const std::s
 }
 
 Tensor prepare(const Tensor& weight) {
-  const cpu::Weight w = check_weight("prepare", "weight", weight);
+  const Weight w = check_weight("prepare", "weight", weight);
   Tensor out = empty(weight, {w.count, 2}, ScalarType::Double);
   double* to = out.mutable_data_ptr<double>();
   parallel_each(w.count, [&](int64_t b) {
@@ -70,7 +72,7 @@ Tensor prepare(const Tensor& weight) {
 }
 
 Tensor sketch(const Tensor& weight, int64_t block, int64_t seed, std::vector<int64_t> keys) {
-  const cpu::Weight w = check_weight("sketch", "weight", weight);
+  const Weight w = check_weight("sketch", "weight", weight);
   STD_TORCH_CHECK(int64_t(keys.size()) == w.count, "[laser_kernels::sketch] keys must hold one integer per matrix");
   Tensor out = empty(weight, {w.count, std::min(w.rows, w.cols), block}, ScalarType::Float);
   LinalgAten<float>().sketch(aten::block<float>(out), uint64_t(seed), keys.data());
@@ -101,9 +103,7 @@ Tensor orthonormalize(const Tensor& x) {
   Tensor gram = empty(x, {count, l, l}, x.scalar_type()), factor = empty(x, {count, l, l}, x.scalar_type());
   with_working_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    LinalgAten<T> la;
-    std::vector<int> failed(count);
-    laser::orthonormalize(la, aten::block<T>(out), aten::block<T>(gram), aten::block<T>(factor), failed);
+    LinalgAten<T>().orthonormalize(aten::block<T>(out), aten::block<T>(gram), aten::block<T>(factor), kPasses);
   });
   return out;
 }
@@ -123,8 +123,8 @@ std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
 }
 
 Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
-  const cpu::Weight w = check_weight("reconstruct", "weight", weight);
-  const cpu::Weight to = check_weight("reconstruct", "out", out);
+  const Weight w = check_weight("reconstruct", "weight", weight);
+  const Weight to = check_weight("reconstruct", "out", out);
   check_dense("reconstruct", "left", left);
   check_dense("reconstruct", "right", right);
   STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
@@ -160,8 +160,8 @@ Certificate* rows_of(Tensor& certificates) {
 
 Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string route, int64_t block, bool gram, bool wide,
                 bool half, std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
-  const cpu::Weight w = check_weight("low_rank", "weight", weight);
-  const cpu::Weight to = check_weight("low_rank", "out", out);
+  const Weight w = check_weight("low_rank", "weight", weight);
+  const Weight to = check_weight("low_rank", "out", out);
   STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
                   "[laser_kernels::low_rank] out must match weight in shape and dtype; got ", shape_text(out), " for ",
                   shape_text(weight));
@@ -175,9 +175,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, i
                                                          int64_t block, bool gram, bool wide, bool half,
                                                          std::optional<double> tol, int64_t max_iter, int64_t seed,
                                                          std::vector<int64_t> keys) {
-  const cpu::Weight w = check_weight("truncated_svd", "weight", weight);
+  const Weight w = check_weight("truncated_svd", "weight", weight);
   const Request r = request("truncated_svd", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
-  const ScalarType dtype = w.dtype == cpu::Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType dtype = w.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
   Tensor u = empty(weight, {w.count, w.rows, rank}, dtype);
   Tensor s = empty(weight, {w.count, rank}, dtype);
   Tensor vh = empty(weight, {w.count, rank, w.cols}, dtype);

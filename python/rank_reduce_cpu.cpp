@@ -43,21 +43,21 @@ int64_t tile_rows(int64_t cols) { return std::max<int64_t>(1, kTileElements / co
 
 // Memory of T without initialisation; freed at the end of the scope.
 template <typename T>
-struct Scratch {
-  explicit Scratch(int64_t n) : data(new T[std::max<int64_t>(n, 1)]) {}
+struct Memory {
+  explicit Memory(int64_t n) : data(new T[std::max<int64_t>(n, 1)]) {}
   std::unique_ptr<T[]> data;
 };
 
 // The group's weights in the working type, row-major in their own orientation; a view where nothing
 // must change.
 template <typename T>
-Block<const T> load_group(const cpu::Weight& w, int64_t first, int64_t count, const int* exponent, Scratch<T>& copy) {
-  const bool same_type = w.dtype == (std::is_same_v<T, double> ? cpu::Dtype::kFloat64 : cpu::Dtype::kFloat32);
+Block<const T> load_group(const Weight& w, int64_t first, int64_t count, const int* exponent, Memory<T>& copy) {
+  const bool same_type = w.dtype == (std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32);
   if (same_type && std::all_of(exponent, exponent + count, [](int e) { return e == 0; })) {
     const T* data = static_cast<const T*>(w.data) + first * w.stride;
     return {data, count, w.rows, w.cols, w.stride, w.row_stride, 1};
   }
-  copy = Scratch<T>(count * w.rows * w.cols);
+  copy = Memory<T>(count * w.rows * w.cols);
   const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
   parallel_each(count * tiles, [&](int64_t i) {
     const int64_t b = i / tiles, from = i % tiles * rows, to = std::min(from + rows, w.rows);
@@ -67,13 +67,13 @@ Block<const T> load_group(const cpu::Weight& w, int64_t first, int64_t count, co
 }
 
 // The group's weights rounded to bfloat16, in their own orientation; a view where they are that already.
-Block<const BFloat16> round_group(const cpu::Weight& w, int64_t first, Block<const float> loaded, bool scaled,
-                                  Scratch<BFloat16>& copy) {
-  if (w.dtype == cpu::Dtype::kBFloat16 && !scaled) {
+Block<const BFloat16> round_group(const Weight& w, int64_t first, Block<const float> loaded, bool scaled,
+                                  Memory<BFloat16>& copy) {
+  if (w.dtype == Dtype::kBFloat16 && !scaled) {
     const BFloat16* data = static_cast<const BFloat16*>(w.data) + first * w.stride;
     return {data, loaded.count, w.rows, w.cols, w.stride, w.row_stride, 1};
   }
-  copy = Scratch<BFloat16>(loaded.count * w.rows * w.cols);
+  copy = Memory<BFloat16>(loaded.count * w.rows * w.cols);
   const Block<BFloat16> rounded = Block<BFloat16>::dense(copy.data.get(), loaded.count, w.rows, w.cols);
   aten::Tensor target = aten::view(rounded);
   torch::stable::copy_(target, aten::view(loaded));
@@ -82,10 +82,10 @@ Block<const BFloat16> round_group(const cpu::Weight& w, int64_t first, Block<con
 
 // FULL_SVD of each matrix: LAPACK's gesdd. left = U_r diag(sigma), right = V_r.
 template <typename T>
-void full_svd(const SvdProblem<T>& p, const SvdResult<T>& out) {
-  const int64_t n = p.weight.cols, r = p.rank;
-  for (int64_t b = 0; b < p.weight.count; ++b) {
-    auto stack = call("aten::linalg_svd", "", aten::view(p.weight.matrix(b)), false, std::optional<std::string>{});
+void full_svd(const SvdProblem& p, Block<const T> weight, const SvdResult<T>& out) {
+  const int64_t n = p.cols, r = p.rank;
+  for (int64_t b = 0; b < p.count; ++b) {
+    auto stack = call("aten::linalg_svd", "", aten::view(weight.matrix(b)), false, std::optional<std::string>{});
     aten::Tensor u = torch::stable::contiguous(take(stack[0]));
     aten::Tensor s = take(stack[1]);
     aten::Tensor vh = torch::stable::contiguous(take(stack[2]));
@@ -108,13 +108,13 @@ void full_svd(const SvdProblem<T>& p, const SvdResult<T>& out) {
     // Backward error eps sigma_1 in A moves entries of A^T A by at most 2 eps sigma_1 sigma_i <= 2
     // eps lambda_1; what it costs beyond the contract's floor is second order in it.
     const double error = p.tolerance.eps * lambda[0];
-    const double loss = perturbation_loss(lambda.data(), n, r, error);
+    const double loss = perturbation_loss(SerialTeam{}, lambda.data(), n, r, error);
     const bool zero = tail2 <= std::pow(p.tolerance.floor, 2) * p.norm2[b];
-    out.remainder[b] = tail2;
-    out.bound[b] = zero || tail2 == 0 ? 0.0 : loss / (2 * tail2);
-    out.iterations[b] = 0;
-    const bool certified = zero || std::is_same_v<T, double> || out.bound[b] <= p.tolerance.tol;
-    out.status[b] = p.tolerance.tol < 0 ? Status::kUncertified : certified ? Status::kOk : Status::kPrecision;
+    Progress& state = out.progress[b];
+    state.remainder = tail2;
+    state.bound = zero || tail2 == 0 ? 0.0 : loss / (2 * tail2);
+    const bool certified = zero || std::is_same_v<T, double> || state.bound <= p.tolerance.tol;
+    state.status = p.tolerance.tol < 0 ? Status::kUncertified : certified ? Status::kOk : Status::kPrecision;
   }
 }
 
@@ -160,22 +160,21 @@ void write_factors(Block<T> u, const double* sigma, Block<T> v, int exponent, co
 }
 
 template <typename T>
-void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, int64_t count, const Prepared* prepared,
-                  const cpu::Weight* dense, const Factors* out_factors, Certificate* certificates) {
+void reduce_group(const Weight& w, const Request& request, int64_t first, int64_t count, const Prepared* prepared,
+                  const Weight* dense, const Factors* out_factors, Certificate* certificates) {
   std::vector<int> exponent(count);
-  std::vector<double> norm2(count), bound(count), remainder(count);
-  std::vector<int64_t> iterations(count);
-  std::vector<Status> status(count);
+  std::vector<double> norm2(count);
+  std::vector<Progress> progress(count);
   for (int64_t b = 0; b < count; ++b) {
     exponent[b] = prepared[b].exponent;
     norm2[b] = prepared[b].stats.norm2;
   }
-  Scratch<T> copy(0);
+  Memory<T> copy(0);
   const Block<const T> loaded = load_group<T>(w, first, count, exponent.data(), copy);
   const bool wide = w.rows < w.cols;  // the core sees m >= n; undone where left and right are written
   const Block<const T> a = wide ? loaded.transposed() : loaded;
   const bool scaled = std::any_of(exponent.begin(), exponent.end(), [](int e) { return e != 0; });
-  Scratch<BFloat16> rounded(0);
+  Memory<BFloat16> rounded(0);
   Block<const BFloat16> half{};
   if constexpr (std::is_same_v<T, float>) {
     if (request.half && !request.gram) {
@@ -185,50 +184,52 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
   }
 
   const double eps = std::numeric_limits<T>::epsilon();
-  const double input_eps = w.dtype == cpu::Dtype::kFloat64 ? std::numeric_limits<double>::epsilon()
+  const double input_eps = w.dtype == Dtype::kFloat64 ? std::numeric_limits<double>::epsilon()
                                                            : double(std::numeric_limits<float>::epsilon());
-  const SvdProblem<T> problem{a,
-                              request.half,
-                              half,
-                              norm2.data(),
-                              request.rank,
-                              request.block,
-                              request.gram,
-                              request.max_iter,
-                              {request.tol, eps, kFloor * input_eps},
-                              request.seed,
-                              request.keys->data() + first};
+  const SvdProblem problem{count,
+                           a.rows,
+                           a.cols,
+                           norm2.data(),
+                           request.rank,
+                           request.block,
+                           request.gram,
+                           request.half,
+                           1,  // a look costs less than the multiplications it may save
+                           request.max_iter,
+                           {request.tol, eps, kFloor * input_eps},
+                           request.seed,
+                           request.keys->data() + first};
   const int64_t r = request.rank, m = a.rows, n = a.cols;
-  Scratch<T> results(count * (m + n) * r);
+  Memory<T> results(count * (m + n) * r);
   const SvdResult<T> result{Block<T>::dense(results.data.get(), count, m, r),
-                            Block<T>::dense(results.data.get() + count * m * r, count, n, r),
-                            bound.data(),
-                            remainder.data(),
-                            iterations.data(),
-                            status.data()};
-  LinalgAten<T> la;
+                            Block<T>::dense(results.data.get() + count * m * r, count, n, r), progress.data()};
+  LinalgAten<T> la(a, half);
+  const auto with_scratch = [&](ScratchSize size, const auto& f) {
+    Memory<T> elements(size.elements);
+    Memory<double> doubles(size.doubles);
+    f(Scratch<T>{elements.data.get(), doubles.data.get()});
+  };
   if (request.route == RouteKind::kFullSvd) {
-    full_svd(problem, result);
+    full_svd(problem, a, result);
   } else if (request.route == RouteKind::kGramEigh) {
-    Scratch<T> workspace(gram_eigh_workspace(problem));
-    gram_eigh(la, problem, workspace.data.get(), result);
+    with_scratch(gram_eigh_scratch(problem), [&](const Scratch<T>& s) { gram_eigh(la, problem, s, result); });
   } else {
-    Scratch<T> workspace(randomized_workspace(problem));
-    randomized(la, problem, workspace.data.get(), result);
+    with_scratch(randomized_scratch<T>(problem), [&](const Scratch<T>& s) { randomized(la, problem, s, result); });
   }
 
   for (int64_t b = 0; b < count; ++b) {
     const double unit = std::ldexp(1.0, exponent[b]);
-    const double optimal = std::sqrt(remainder[b]) * unit;
+    const Progress& state = progress[b];
+    const double optimal = std::sqrt(state.remainder) * unit;
     Certificate& c = certificates[b];
-    c = {double(status[b]), std::sqrt(norm2[b]) * unit, optimal, optimal, bound[b], double(iterations[b])};
-    if (status[b] != Status::kOk && status[b] != Status::kUncertified) {
+    c = {double(state.status), std::sqrt(norm2[b]) * unit, optimal, optimal, state.bound, double(state.iterations)};
+    if (state.status != Status::kOk && state.status != Status::kUncertified) {
       continue;
     }
     // Rounding of the result is random, so it meets the residual in about one of its m n directions.
     const double rounding = kRounding * input_eps * c.norm / (optimal * std::sqrt(double(m) * double(n)));
-    if (bound[b] > 0 && optimal > 0) {
-      c.bound = std::min(bound[b] + rounding, std::max(bound[b], request.tol));
+    if (state.bound > 0 && optimal > 0) {
+      c.bound = std::min(state.bound + rounding, std::max(state.bound, request.tol));
     }
     const Block<T> left = result.left.matrix(b), right = result.right.matrix(b);
     if (dense) {
@@ -244,11 +245,12 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
       }
       continue;
     }
-    Scratch<T> workspace(4 * r * r + m * r);
     std::vector<double> sigma(r);
-    factors(la, left, right, sigma.data(), workspace.data.get(), workspace.data.get() + 4 * r * r);
+    LinalgAten<T> alone;
+    with_scratch(factors_scratch(1, m, r),
+                 [&](const Scratch<T>& s) { factors(alone, left, right, sigma.data(), s); });
     const Block<T>&u = wide ? right : left, &v = wide ? left : right;
-    if (w.dtype == cpu::Dtype::kFloat64) {
+    if (w.dtype == Dtype::kFloat64) {
       write_factors<T, double>(u, sigma.data(), v, exponent[b], *out_factors, first + b);
     } else {
       write_factors<T, float>(u, sigma.data(), v, exponent[b], *out_factors, first + b);
@@ -258,7 +260,7 @@ void reduce_group(const cpu::Weight& w, const Request& request, int64_t first, i
 
 }  // namespace
 
-Prepared prepare_cpu(const cpu::Weight& w, int64_t b, bool wide) {
+Prepared prepare_cpu(const Weight& w, int64_t b, bool wide) {
   const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
   std::vector<cpu::Stats> part(tiles);
   const auto pass = [&](int exponent) {
@@ -272,7 +274,7 @@ Prepared prepare_cpu(const cpu::Weight& w, int64_t b, bool wide) {
     return total;
   };
   Prepared p{pass(0), 0};
-  p.exponent = cpu::scale_exponent(p.stats.top, wide);
+  p.exponent = scale_exponent(p.stats.top, wide);
   if (p.exponent != 0) {
     p.stats = pass(p.exponent);
   }
@@ -280,13 +282,13 @@ Prepared prepare_cpu(const cpu::Weight& w, int64_t b, bool wide) {
 }
 
 template <typename T>
-cpu::Residual reconstruct_cpu(Block<const T> left, Block<const T> right, int exponent, const cpu::Weight& w, int64_t b,
-                              const cpu::Weight& out) {
+cpu::Residual reconstruct_cpu(Block<const T> left, Block<const T> right, int exponent, const Weight& w, int64_t b,
+                              const Weight& out) {
   const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
   std::vector<cpu::Residual> part(tiles);
   parallel_each(tiles, [&](int64_t i) {
     const int64_t first = i * rows, n = std::min(rows, w.rows - first);
-    Scratch<T> scratch(n * w.cols);
+    Memory<T> scratch(n * w.cols);
     const Block<T> tile = Block<T>::dense(scratch.data.get(), 1, n, w.cols);
     const Block<const T> some{
         left.data + first * left.row_stride, 1, n, left.cols, 0, left.row_stride, left.col_stride};
@@ -301,12 +303,12 @@ cpu::Residual reconstruct_cpu(Block<const T> left, Block<const T> right, int exp
   return total;
 }
 
-template cpu::Residual reconstruct_cpu(Block<const float>, Block<const float>, int, const cpu::Weight&, int64_t,
-                                       const cpu::Weight&);
-template cpu::Residual reconstruct_cpu(Block<const double>, Block<const double>, int, const cpu::Weight&, int64_t,
-                                       const cpu::Weight&);
+template cpu::Residual reconstruct_cpu(Block<const float>, Block<const float>, int, const Weight&, int64_t,
+                                       const Weight&);
+template cpu::Residual reconstruct_cpu(Block<const double>, Block<const double>, int, const Weight&, int64_t,
+                                       const Weight&);
 
-void rank_reduce_cpu(const cpu::Weight& w, const Request& request, const cpu::Weight* dense, const Factors* out_factors,
+void rank_reduce_cpu(const Weight& w, const Request& request, const Weight* dense, const Factors* out_factors,
                      Certificate* certificates) {
   std::vector<Prepared> prepared(w.count);
   parallel_each(w.count, [&](int64_t b) {

@@ -21,24 +21,24 @@ inline std::string shape_text(const Tensor& t) {
 }
 
 // A (b, m, n) tensor with unit stride in its last dimension, in one of the four weight dtypes.
-inline cpu::Weight check_weight(const char* op, const char* name, const Tensor& t) {
+inline Weight check_weight(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 3, "[laser_kernels::", op, "] ", name, " must be (b, m, n); got ", shape_text(t),
                   ": add the batch dimension");
   STD_TORCH_CHECK(t.size(1) > 0 && t.size(2) > 0, "[laser_kernels::", op, "] ", name, " is empty: ", shape_text(t));
   STD_TORCH_CHECK(t.size(2) == 1 || t.stride(2) == 1, "[laser_kernels::", op, "] ", name,
                   " must have unit stride in its last dimension: call .contiguous()");
-  cpu::Dtype dtype = cpu::Dtype::kFloat32;
+  Dtype dtype = Dtype::kFloat32;
   switch (t.scalar_type()) {
     case ScalarType::Float:
       break;
     case ScalarType::Double:
-      dtype = cpu::Dtype::kFloat64;
+      dtype = Dtype::kFloat64;
       break;
     case ScalarType::BFloat16:
-      dtype = cpu::Dtype::kBFloat16;
+      dtype = Dtype::kBFloat16;
       break;
     case ScalarType::Half:
-      dtype = cpu::Dtype::kFloat16;
+      dtype = Dtype::kFloat16;
       break;
     default:
       STD_TORCH_CHECK(false, "[laser_kernels::", op, "] ", name, " must be float32, float64, bfloat16 or float16");

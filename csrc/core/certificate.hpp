@@ -1,6 +1,10 @@
-// When to stop, and what may be promised: pure functions of Ritz values, no matrix in sight.
+// When to stop, and what may be promised: pure functions of Ritz values, no matrix in sight. They run on the host and,
+// one block per matrix, on a GPU; DEVNOTES.md, "Certificate", has the reasons.
 #pragma once
+#include <cmath>
 #include <cstdint>
+
+#include "core/portable.hpp"
 
 namespace laser {
 
@@ -23,29 +27,261 @@ struct Tolerance {
   double floor;
 };
 
-// What the driver remembers of one matrix between two Rayleigh-Ritz steps.
+// What is known of one matrix after a Rayleigh-Ritz step.
 struct Progress {
-  double missing = -1;   // latest estimate of the energy that the optimum holds beyond the captured; negative: none yet
-  double bound = 0;      // latest excess bound
-  double remainder = 0;  // latest ||A||^2 - captured
-  double cut = 0;        // upper end of the interval that the next filter damps, 0: plain power
-  int degree = 1;        // of the next filter, at most
-  bool half = true;      // products may round their operands to bfloat16
+  double missing = -1;     // latest estimate of the energy that the optimum holds beyond the captured; negative: none yet
+  double bound = 0;        // latest excess bound
+  double remainder = 0;    // latest ||A||^2 - captured
+  double cut = 0;          // upper end of the interval that the next filter damps, 0: plain power
+  int64_t iterations = 0;  // multiplications by G so far
+  int needed = 1;          // degree that the next filter needs
+  int reach = 1;           // degree that it may have
+  bool half = true;        // products may round their operands to bfloat16
+  bool broken = false;     // the basis is not orthonormal: nothing was judged
   Status status = Status::kRunning;
 };
 
-// Judges one Rayleigh-Ritz step. theta: `block` Ritz values, descending; residual2: ||G v_i - theta_i v_i||^2 of as
-// many Ritz vectors; n: dimension of the space, which the block may span. Updates everything in `p`, including the next
-// filter's degree and cut; `multiplies_left` is what max_iter still allows.
-void judge(const double* theta, const double* residual2, int64_t rank, int64_t block, int64_t n, double norm2,
-           const Tolerance& t, int64_t multiplies_left, Progress& p);
+// One Rayleigh-Ritz step of a batch. All arrays hold a row per matrix.
+struct RitzStep {
+  const double* theta;      // (count, block) Ritz values, descending
+  const double* residual2;  // (count, block) ||G v_i - theta_i v_i||^2
+  double* loss;             // (count, block) scratch
+  const double* norm2;      // (count) ||A||_F^2
+  Progress* progress;       // (count) updated
+  const int* defect;        // (count) nonzero where the basis is not orthonormal; null: it is
+  int64_t rank, block, n;   // n: dimension of the space, which the block may span
+  Tolerance tolerance;
+  int64_t multiplies, multiplies_left;  // done, and what max_iter still allows
+  bool first;                           // progress holds nothing yet
+  bool half;                            // where first: products have rounded their operands
+};
+
+// The eigenvalues of G from a dense solver, for a batch.
+struct ExactStep {
+  const double* lambda;    // (count, n) descending
+  const double* captured;  // (count) energy of the rank-r projection
+  const double* norm2;     // (count)
+  Progress* progress;      // (count) written
+  int64_t rank, n;
+  double error;  // size of the perturbation of G, entry by entry in its eigenbasis, in units of lambda_1
+  Tolerance tolerance;
+};
+
+// Threads that work on one matrix together. A GPU's team is a block (csrc/cuda/judge.cuh); this is the host's.
+struct SerialTeam {
+  static int64_t first() { return 0; }
+  static int64_t step() { return 1; }
+  static double sum(double x) { return x; }
+  static void sync() {}
+};
+
+namespace certificate {
+
+// Safety on the estimated missing energy.
+constexpr double kSafety = 2.5;
+
+// The largest eigenvalue outside the block is taken to lie at most this many residual norms above the block's last Ritz
+// value: one such norm reaches an eigenvalue.
+constexpr double kReach = 1.0;
+
+// Residuals are taken to be random in this share of the dimensions outside the block: they favour large eigenvalues.
+constexpr double kSpread = 0.25;
+
+// Rounding in the captured energy, in units of eps ||A||^2.
+constexpr double kNoise = 4.0;
+
+// An estimate that a filter leaves above this share of what it was has met rounding.
+constexpr double kStalled = 0.9;
+
+// A filter may amplify an outlier by at most this much more than the cut, times the unit roundoff
+// below 1e-3, so that rounding of the outliers stays below 1e-3 of the directions at the cut (their
+// angle enters the excess squared).
+constexpr double kFilterRange = 1e-3;
+
+constexpr int kMaxDegree = 4;
+
+// Unit roundoff of bfloat16. Products round their operands to it where what that may cost is below these shares of
+// tol, or of what the filter leaves to be found anyway.
+constexpr double kHalfEps = 1.0 / 512;
+constexpr double kHalfOfTol = 0.1;
+constexpr double kHalfOfMissing = 0.1;
+
+LASER_HOST_DEVICE inline double larger(double a, double b) { return a > b ? a : b; }
+LASER_HOST_DEVICE inline double smaller(double a, double b) { return a < b ? a : b; }
+
+// Chebyshev polynomial of degree d at x >= 1, and its inverse growth.
+LASER_HOST_DEVICE inline double chebyshev_value(int d, double x) { return cosh(d * acosh(larger(x, 1.0))); }
+
+// Multiplications until the error energy has fallen by `factor`, at growth acosh(x) per
+// multiplication.
+LASER_HOST_DEVICE inline double multiplies_needed(double factor, double x) {
+  return acosh(sqrt(larger(factor, 1.0))) / acosh(larger(x, 1.0 + 1e-12));
+}
+
+// Energy that a Ritz vector of value theta and residual norm^2 residual2 may lack, `rest` being the largest eigenvalue
+// outside the block. With components c_j on eigenvectors outside, residual2 = sum c_j^2 (theta - lambda_j)^2 and the
+// loss is sum c_j^2 (theta - lambda_j): at most residual2 / (theta - rest), and, since sum c_j^2 <= 1, at most the
+// residual.
+LASER_HOST_DEVICE inline double ritz_loss(double theta, double residual2, double rest) {
+  const double first_order = sqrt(residual2), gap = theta - rest;
+  return gap > first_order ? residual2 / gap : first_order;
+}
+
+}  // namespace certificate
+
+// Judges one Rayleigh-Ritz step of matrix b: updates its Progress, the next filter's degree and cut included.
+template <typename Team>
+LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) {
+  using namespace certificate;
+  const int64_t rank = step.rank, block = step.block;
+  const double* theta = step.theta + b * block;
+  const double* residual2 = step.residual2 + b * block;
+  double* loss = step.loss + b * block;
+  const double norm2 = step.norm2[b];
+  const Tolerance t = step.tolerance;
+  Progress p;
+  if (step.first) {
+    p.half = step.half;
+  } else {
+    p = step.progress[b];
+  }
+  p.iterations = step.multiplies;
+  p.broken = step.defect && step.defect[b] != 0;
+
+  // What each of the leading Ritz vectors may lack: by itself, and by trading places with the block's others through
+  // directions outside, of which `rest` is the largest eigenvalue.
+  const bool full = block == step.n;
+  const double last = larger(theta[block - 1], 0.0);
+  const double rest = last + kReach * sqrt(residual2[block - 1]);
+  for (int64_t i = team.first(); i < block; i += team.step()) {
+    loss[i] = full ? 0.0 : ritz_loss(larger(theta[i], 0.0), residual2[i], rest);
+  }
+  team.sync();
+  const double dimensions = larger(kSpread * double(step.n - block), 1.0);
+  double missing = 0, captured = 0, rounding = 0;
+  for (int64_t i = team.first(); i < rank; i += team.step()) {
+    const double value = larger(theta[i], 0.0);
+    double total = loss[i];
+    for (int64_t j = rank; j < block; ++j) {
+      total += full ? 0.0 : ritz_loss(theta[i], loss[i] * loss[j] / dimensions, theta[j]);
+    }
+    loss[i] = total;
+    missing += total;
+    captured += value;
+    rounding += ritz_loss(value, kHalfEps * value * kHalfEps * value, rest);
+  }
+  missing = team.sum(missing);
+  captured = team.sum(captured);
+  rounding = team.sum(rounding);
+
+  const double noise = kNoise * t.eps * norm2;
+  const bool stalled = p.missing >= 0 && missing > kStalled * p.missing;
+  p.missing = missing;
+  p.remainder = larger(norm2 - captured, 0.0);
+  const double floor2 = t.floor * t.floor * norm2;
+  const bool exhausted = p.remainder + noise <= floor2;
+  const double tail2 = p.remainder - noise - smaller(missing, p.remainder);  // at least this much is optimal
+  const double denominator = 2 * larger(tail2, 0.1 * p.remainder);
+  // Residuals from rounded operands do not show all that rounding costs.
+  p.bound = exhausted ? 0.0 : (kSafety * missing + noise + (p.half ? rounding : 0.0)) / denominator;
+  const bool sane = missing >= 0 && captured >= 0;  // not NaN
+  if (p.broken) {
+    p.missing = -1;
+    p.status = step.multiplies_left <= 0 ? Status::kNotConverged : Status::kRunning;
+  } else if (!sane) {
+    p.status = Status::kPrecision;
+  } else if (t.tol < 0) {
+    p.status = step.multiplies_left <= 0 || full ? Status::kUncertified : Status::kRunning;
+  } else if (exhausted || p.bound <= t.tol) {
+    p.status = Status::kOk;
+  } else if (full || (stalled && !p.half) || noise >= 0.5 * t.tol * denominator) {
+    p.status = Status::kPrecision;
+  } else if (step.multiplies_left <= 0) {
+    p.status = Status::kNotConverged;
+  } else {
+    p.status = Status::kRunning;
+  }
+
+  if (p.status == Status::kRunning) {
+    // The next filter: Chebyshev on [0, cut], cut = the block's last Ritz value, which never exceeds
+    // lambda_block; the plain power where that is too small to divide by.
+    const double top = theta[0], at_rank = larger(theta[rank - 1], 0.0);
+    p.needed = p.reach = 1;
+    p.cut = last <= t.eps / kFilterRange * top ? 0.0 : last;
+    if (p.cut == 0) {
+      p.half = false;
+    } else {
+      const double x_rank = 2 * at_rank / p.cut - 1, x_top = 2 * top / p.cut - 1;
+      const double asked = t.tol * denominator;
+      const auto left_by = [&](int degree) {  // what a filter leaves of the missing energy
+        double left = 0;
+        for (int64_t i = team.first(); i < rank; i += team.step()) {
+          const double growth = chebyshev_value(degree, 2 * theta[i] / p.cut - 1);
+          left += loss[i] / (growth * growth);
+        }
+        return team.sum(left);
+      };
+      p.needed = kMaxDegree;
+      if (t.tol >= 0) {
+        // Out of reach even if the estimate is pessimistic?
+        if (multiplies_needed(kSafety * missing / asked, x_rank) > 4.0 * double(step.multiplies_left)) {
+          p.status = Status::kNotConverged;
+        }
+        for (p.needed = 1; p.needed < kMaxDegree && kSafety * left_by(p.needed) > asked; ++p.needed) {
+        }
+      }
+      for (p.reach = kMaxDegree;
+           p.reach > 1 && chebyshev_value(p.reach, x_top) > kFilterRange / t.eps * chebyshev_value(p.reach, x_rank);
+           --p.reach) {
+      }
+      p.needed = p.needed < p.reach ? p.needed : p.reach;
+      const double left = left_by(p.needed);
+      p.half = p.half && !stalled && rounding <= larger(kHalfOfTol * asked, kHalfOfMissing * left);
+    }
+  }
+  team.sync();  // every thread has read the Progress of before
+  if (team.first() == 0) {
+    step.progress[b] = p;
+  }
+}
 
 // Energy that a rank-r truncation may lose when the operator was perturbed by entries of size
 // `error` in its own eigenbasis: second-order perturbation, each pair capped by its first-order
 // value (a cluster at the cut may swap freely).
-double perturbation_loss(const double* lambda, int64_t n, int64_t rank, double error);
+template <typename Team>
+LASER_HOST_DEVICE double perturbation_loss(const Team& team, const double* lambda, int64_t n, int64_t rank,
+                                           double error) {
+  double loss = 0;
+  for (int64_t i = team.first(); i < rank; i += team.step()) {
+    for (int64_t j = rank; j < n; ++j) {
+      const double gap = lambda[i] - lambda[j];
+      loss += gap > error ? error * error / gap : certificate::larger(gap, 0.0);
+    }
+  }
+  return team.sum(loss);
+}
 
-// Status and bound of an exact route from `loss` above. remainder = ||A||^2 - captured.
-Status judge_exact(double loss, double remainder, double norm2, const Tolerance& t, double& bound);
+// Status and bound of matrix b after a dense solver.
+template <typename Team>
+LASER_HOST_DEVICE void judge_exact(const Team& team, const ExactStep& step, int64_t b) {
+  const double* lambda = step.lambda + b * step.n;
+  const double norm2 = step.norm2[b], noise = certificate::kNoise * step.tolerance.eps * norm2;
+  const double loss = perturbation_loss(team, lambda, step.n, step.rank, step.error * lambda[0]);
+  Progress p;
+  p.remainder = certificate::larger(norm2 - step.captured[b], 0.0);
+  if (p.remainder + noise <= step.tolerance.floor * step.tolerance.floor * norm2) {
+    p.bound = 0;
+    p.status = Status::kOk;
+  } else {
+    p.bound = loss / (2 * certificate::larger(p.remainder - noise, 0.1 * p.remainder));
+    // Below 10 noise the remainder itself is mostly rounding, and nothing relative to it can be
+    // promised.
+    const bool certified = p.remainder > 10 * noise && p.bound <= step.tolerance.tol;
+    p.status = step.tolerance.tol < 0 ? Status::kUncertified : certified ? Status::kOk : Status::kPrecision;
+  }
+  if (team.first() == 0) {
+    step.progress[b] = p;
+  }
+}
 
 }  // namespace laser

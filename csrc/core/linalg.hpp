@@ -1,16 +1,19 @@
-// What the driver asks of a device. Two implementations: python/linalg_aten.cpp (CPU, ATen through
-// the dispatcher) and, with the CUDA backend, csrc/cuda/. Every function works on the whole batch
-// of a Block.
+// What the driver asks of a device. Two implementations: python/linalg_aten.cpp (CPU, ATen through the dispatcher) and
+// csrc/cuda/linalg_cuda.cu (cuBLAS and our kernels). Blocks and the arrays of RitzStep and ExactStep lie in the
+// implementation's memory; only `read`, `diagonal` and dense solvers may wait for a device.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "core/block.hpp"
+#include "core/certificate.hpp"
+#include "core/dtype.hpp"
 
 namespace laser {
 
-// A value of 8 significant bits, only ever multiplied by the implementations.
-struct BFloat16 {
-  uint16_t bits;
+enum class Precision {
+  kFull,  // as good as products in T
+  kHalf,  // operands may be rounded to bfloat16; sums are float32
 };
 
 template <typename T>
@@ -18,50 +21,50 @@ class Linalg {
  public:
   virtual ~Linalg() = default;
 
+  // The calls that follow are about these matrices of the batch, ascending; a new object is about all of them.
+  virtual void select(const std::vector<int64_t>& matrices) = 0;
+
+  // --- products with the weights A (m, n), m >= n, that the object was made for
+  virtual void forward(Block<const T> q, Block<T> y, Precision precision) = 0;   // y = A q
+  virtual void backward(Block<const T> y, Block<T> x, Precision precision) = 0;  // x = A^T y
+  virtual void weight_gram(Block<T> g) = 0;                                      // g = A^T A, exactly symmetric
+
+  // --- products of blocks
   virtual void copy(Block<const T> from, Block<T> to) = 0;
-
-  // c = a b, for any strides.
-  virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;
-
+  virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;  // c = a b, for any strides
+  virtual void gram(Block<const T> a, Block<T> g) = 0;                        // g = a^T a, exactly symmetric
   virtual void round(Block<const T> from, Block<BFloat16> to) = 0;
+  virtual void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) = 0;  // Precision::kHalf
 
-  // c = a b with b rounded to bfloat16, sums in float32; c may be rounded to bfloat16 on the way.
-  virtual void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) = 0;
-
-  // g = a^T a, exactly symmetric.
-  virtual void gram(Block<const T> a, Block<T> g) = 0;
-
-  // q(i, j) = the integer of philox.hpp for (seed, keys[b], i, j).
+  // --- columns
+  // q(i, j) = the integer of philox.hpp for (seed, keys[b], i, j); keys on the host, one per matrix of the batch.
   virtual void sketch(Block<T> q, uint64_t seed, const int64_t* keys) = 0;
-
-  // Each column divided by its 2-norm; a zero column stays zero.
-  virtual void normalize_columns(Block<T> x) = 0;
-
-  // out[b, j] = ||x(:, j) - theta[b, j] z(:, j)||^2; theta and out (count, cols) on the host.
+  // x (count, n, l) <- an orthonormal basis of its columns, n >= l; columns that depend on the others are replaced by
+  // arbitrary orthonormal ones. gram, factor: scratch (count, l, l). passes: of CholeskyQR where the implementation
+  // cannot look at what one has done; it then reports through Progress::broken where more are needed.
+  virtual void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) = 0;
+  // One step of the three-term recurrence on [0, cut]: out = factor ((2 / cut) x - z) - out, factor 1 or 2; factor 1
+  // ignores what `out` held. cut = progress[b].cut; 0 asks for the plain power: out = x.
+  virtual void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) = 0;
+  // out[b, j] = ||x(:, j) - theta[b, j] z(:, j)||^2.
   virtual void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) = 0;
-
-  // One step of the three-term recurrence on [0, cut[b]]: out = factor ((2 / cut) x - z) - out,
-  // factor 1 or 2; factor 1 ignores what `out` held. cut[b] = 0 asks for the plain power: out = x.
-  virtual void chebyshev(Block<const T> x, Block<const T> z, const double* cut, int factor, Block<T> out) = 0;
-
-  // Lower factor of s; failed[b] = 1 where s[b] is not numerically positive definite (factor[b] is
-  // then undefined).
-  virtual void cholesky(Block<const T> s, Block<T> factor, int* failed) = 0;
-
-  // x <- x factor^-T.
-  virtual void solve_triangular(Block<const T> factor, Block<T> x) = 0;
-
-  // x <- the orthonormal factor of its Householder QR.
-  virtual void householder(Block<T> x) = 0;
-
-  // Symmetric eigenproblem, values descending: h w = w diag(theta); theta (count, l) on the host.
-  virtual void small_eigh(Block<const T> h, Block<T> w, double* theta) = 0;
-
-  // SVD of small square matrices: s = u diag(sigma) vt; sigma (count, l) on the host, descending.
-  virtual void small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) = 0;
-
   // out[b] = sum of squares of x[b], accumulated in float64.
   virtual void squared_norm(Block<const T> x, double* out) = 0;
+
+  // --- small dense problems
+  // Symmetric eigenproblem, values descending: h w = w diag(theta), theta (count, l).
+  virtual void small_eigh(Block<const T> h, Block<T> w, double* theta) = 0;
+  // SVD of small square matrices: s = u diag(sigma) vt; sigma (count, l) descending.
+  virtual void small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) = 0;
+  // Whether every m (count, l, l) is diagonal to rounding. sigma[b, j] = |m_jj|, made non-increasing; columns of u that
+  // belong to negative m_jj change sign.
+  virtual bool diagonal(Block<const T> m, Block<T> u, double* sigma) = 0;
+
+  // --- certificates (certificate.hpp)
+  virtual void judge(const RitzStep& step) = 0;
+  virtual void judge_exact(const ExactStep& step) = 0;
+  // Progress of the whole batch, brought to the host.
+  virtual void read(const Progress* progress, std::vector<Progress>& host) = 0;
 };
 
 }  // namespace laser

@@ -4,11 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define LASER_HOST_DEVICE __host__ __device__
-#else
-#define LASER_HOST_DEVICE
-#endif
+#include "core/portable.hpp"
 
 namespace laser {
 

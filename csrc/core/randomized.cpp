@@ -8,22 +8,30 @@
 //            Q <- orth( T_d( (2/cut) G - I ) Z )                      d multiplications by G, cut = theta_l
 //   V = Z_r,  left = A V
 //
-// Where the problem says so, filters multiply by A or G rounded to bfloat16 for as long as the certificate allows.
+// Where the problem says so, filters multiply by A or G rounded to bfloat16 for as long as the certificate allows. All
+// matrices of a batch go in step; what has been certified is harvested and drops out.
 //
 // Refs: Halko, Martinsson, Tropp (2011), algorithm 4.4: the loop. Zhou, Saad, Tiago, Chelikowsky
 // (2006): filtering by a Chebyshev polynomial on the unwanted interval, outliers kept apart by
 // rotating to Ritz vectors first. Feng, Yu et al., dashSVD (arXiv 2404.09276): degree 1 of it, a
 // shift of half the block's last value.
 #include <algorithm>
+#include <iterator>
+#include <utility>
+#include <vector>
 
-#include "core/orthonormalize.hpp"
 #include "core/truncated_svd.hpp"
 
 namespace laser {
 namespace {
 
-// Plain multiplications before the first Rayleigh-Ritz step.
+// Plain multiplications before the first Rayleigh-Ritz step, at least.
 constexpr int64_t kStart = 2;
+
+// Passes of CholeskyQR within the loop, where nobody looks at what they did, and on a basis that they left unorthogonal.
+constexpr int kPasses = 2;
+constexpr int kRepairPasses = 8;
+constexpr int kRepairs = 2;
 
 template <typename T>
 struct Workspace {
@@ -34,8 +42,8 @@ struct Workspace {
   Block<BFloat16> rounded;  // (count, n, n): g so, only where p.half too
   int64_t elements;
 
-  Workspace(const SvdProblem<T>& p, T* base) {
-    const int64_t count = p.weight.count, m = p.weight.rows, n = p.weight.cols, l = p.block;
+  Workspace(const SvdProblem& p, T* base) {
+    const int64_t count = p.count, m = p.rows, n = p.cols, l = p.block;
     T* next = base;
     const auto take = [&](int64_t rows, int64_t cols) {
       const Block<T> block = Block<T>::dense(next, count, rows, cols);
@@ -56,145 +64,189 @@ struct Workspace {
   }
 };
 
-// y = A q, and x = A^T y.
+// One run of the algorithm: the problem, its workspace, and the steps that its name promises.
 template <typename T>
-void forward(Linalg<T>& la, const SvdProblem<T>& p, bool half, Block<T> q, Block<T> y) {
-  half ? la.multiply_half(p.rounded, q, y) : la.multiply(p.weight, q, y);
-}
-template <typename T>
-void backward(Linalg<T>& la, const SvdProblem<T>& p, bool half, Block<T> y, Block<T> x) {
-  half ? la.multiply_half(p.rounded.transposed(), y, x) : la.multiply(p.weight.transposed(), y, x);
-}
+struct Iteration {
+  Linalg<T>& la;
+  const SvdProblem& p;
+  Workspace<T> ws;
+  double *theta, *residual2, *loss;  // (count, l)
+  const SvdResult<T>& out;
+  Precision precision;     // of products whose rounding the certificate can see
+  int64_t multiplies = 0;  // by G
 
-// x = G q, through whichever operator the route chose. y is scratch.
-template <typename T>
-void apply(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws, bool half, Block<T> q, Block<T> x) {
-  if (p.gram) {
-    half ? la.multiply_half(ws.rounded, q, x) : la.multiply(ws.g, q, x);
-  } else {
-    forward(la, p, half, q, ws.y);
-    backward(la, p, half, ws.y, x);
-  }
-}
+  Iteration(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out)
+      : la(la),
+        p(p),
+        ws(p, scratch.elements),
+        theta(scratch.doubles),
+        residual2(theta + p.count * p.block),
+        loss(residual2 + p.count * p.block),
+        out(out),
+        precision(p.half ? Precision::kHalf : Precision::kFull) {}
 
-// Rayleigh-Ritz on the block q: Ritz values and residuals, the Ritz vectors in ws.z, G times them in ws.x and, direct
-// only, A times them in ws.u. The Ritz values always come from products in full precision.
-template <typename T>
-void look(Linalg<T>& la, const SvdProblem<T>& p, Workspace<T>& ws, bool half, double* theta, double* residual2) {
-  if (p.gram) {
-    la.multiply(ws.g, ws.q, ws.x);
-    la.multiply(ws.q.transposed(), ws.x, ws.h);
-    la.small_eigh(ws.h, ws.w, theta);
-    la.multiply(ws.q, ws.w, ws.z);
-    la.multiply(ws.x, ws.w, ws.q);
-    std::swap(ws.q, ws.x);
-  } else {
-    la.multiply(p.weight, ws.q, ws.y);
-    la.gram(ws.y, ws.h);
-    la.small_eigh(ws.h, ws.w, theta);
-    la.multiply(ws.q, ws.w, ws.z);
-    la.multiply(ws.y, ws.w, ws.u);
-    backward(la, p, half, ws.u, ws.x);
+  // x = G q, through whichever operator the route chose.
+  void apply(Block<T> q, Block<T> x) {
+    if (!p.gram) {
+      la.forward(q, ws.y, precision);
+      la.backward(ws.y, x, precision);
+    } else if (precision == Precision::kHalf) {
+      la.multiply_half(ws.rounded, q, x);
+    } else {
+      la.multiply(ws.g, q, x);
+    }
+    ++multiplies;
   }
-  la.ritz_residuals(ws.x, ws.z, theta, residual2);
-}
 
-// q <- orth(T_degree((2/cut) G - I) z); consumes what the look left.
-template <typename T>
-void filter(Linalg<T>& la, const SvdProblem<T>& p, Workspace<T>& ws, const double* cut, int degree, bool half,
-            std::vector<int>& failed) {
-  la.chebyshev(ws.x, ws.z, cut, 1, ws.q);
-  for (int d = 2; d <= degree; ++d) {
-    apply(la, p, ws, half, ws.q, ws.x);
-    la.chebyshev(ws.x, ws.q, cut, 2, ws.z);
-    std::swap(ws.q, ws.z);
-  }
-  orthonormalize(la, ws.q, ws.h, ws.w, failed);
-}
+  void orthonormalize() { la.orthonormalize(ws.q, ws.h, ws.w, p.tolerance.tol < 0 ? kPasses + 1 : kPasses); }
 
-// right = the leading Ritz vectors and left = A right of matrix b.
-template <typename T>
-void harvest(Linalg<T>& la, const SvdProblem<T>& p, const Workspace<T>& ws, int64_t b, const SvdResult<T>& out) {
-  la.copy(ws.z.matrix(b).first_columns(p.rank), out.right.matrix(b));
-  if (p.gram) {
-    la.multiply(p.weight.matrix(b), out.right.matrix(b), out.left.matrix(b));
-  } else {
-    la.copy(ws.u.matrix(b).first_columns(p.rank), out.left.matrix(b));
+  // q <- orth(G^k sketch)
+  void start() {
+    if (p.gram) {
+      la.weight_gram(ws.g);
+      if (p.half) {
+        la.round(ws.g, ws.rounded);
+      }
+    }
+    la.sketch(ws.q, p.seed, p.keys);
+    if (p.block == p.cols) {  // the whole space: nothing to iterate
+      orthonormalize();
+      return;
+    }
+    while (multiplies < std::min(std::max(kStart, p.look_every), p.max_iter)) {
+      apply(ws.q, ws.x);
+      std::swap(ws.q, ws.x);
+      orthonormalize();
+    }
   }
-}
+
+  // Rayleigh-Ritz on the block q: Ritz values and residuals, the Ritz vectors in ws.z, G times them in ws.x and, direct
+  // only, A times them in ws.u; then the verdict. Ritz values always come from products in full precision.
+  void look(bool first) {
+    if (p.gram) {
+      la.multiply(ws.g, ws.q, ws.x);
+      la.multiply(ws.q.transposed(), ws.x, ws.h);
+      la.small_eigh(ws.h, ws.w, theta);
+      la.multiply(ws.q, ws.w, ws.z);
+      la.multiply(ws.x, ws.w, ws.q);
+      std::swap(ws.q, ws.x);
+    } else {
+      la.forward(ws.q, ws.y, Precision::kFull);
+      la.gram(ws.y, ws.h);
+      la.small_eigh(ws.h, ws.w, theta);
+      la.multiply(ws.q, ws.w, ws.z);
+      la.multiply(ws.y, ws.w, ws.u);
+      la.backward(ws.u, ws.x, precision);
+    }
+    la.ritz_residuals(ws.x, ws.z, theta, residual2);
+    la.judge({theta, residual2, loss, p.norm2, out.progress, nullptr, p.rank, p.block, p.cols, p.tolerance, multiplies,
+              p.max_iter - multiplies, first, p.half});
+  }
+
+  // q <- orth(T_degree((2/cut) G - I) z), where x = G z.
+  void filter(int degree) {
+    la.chebyshev(ws.x, ws.z, out.progress, 1, ws.q);
+    for (int d = 2; d <= degree; ++d) {
+      apply(ws.q, ws.x);
+      la.chebyshev(ws.x, ws.q, out.progress, 2, ws.z);
+      std::swap(ws.q, ws.z);
+    }
+    orthonormalize();
+  }
+
+  // Filters until `ahead` more multiplications are done; the first one is what the look left in x.
+  void advance(int64_t ahead, int degree) {
+    const int64_t target = std::min(multiplies + ahead, p.max_iter);
+    ++multiplies;
+    filter(int(std::min<int64_t>(degree, target - multiplies + 1)));
+    while (multiplies < target) {
+      std::swap(ws.q, ws.z);
+      apply(ws.z, ws.x);
+      filter(int(std::min<int64_t>(degree, target - multiplies + 1)));
+    }
+  }
+
+  // right = the leading Ritz vectors and left = A right, of the selected matrices.
+  void harvest() {
+    la.copy(ws.z.first_columns(p.rank), out.right);
+    if (p.gram) {
+      la.forward(out.right, out.left, Precision::kFull);
+    } else {
+      la.copy(ws.u.first_columns(p.rank), out.left);
+    }
+  }
+
+  // Without a tolerance: max_iter multiplications, degree 1 after the start, and nothing comes to the host.
+  void run_blind() {
+    look(true);
+    if (p.block < p.cols && multiplies < p.max_iter) {
+      advance(p.max_iter - multiplies, 1);
+      look(false);
+    }
+    harvest();
+  }
+
+  void run() {
+    std::vector<Progress> state(p.count);
+    std::vector<int64_t> running(p.count), some;
+    for (int64_t b = 0; b < p.count; ++b) {
+      running[b] = b;
+    }
+    const auto those = [&](const auto& test) {
+      some.clear();
+      std::copy_if(running.begin(), running.end(), std::back_inserter(some), test);
+      return !some.empty();
+    };
+    const auto is_broken = [&](int64_t b) { return state[b].broken; };
+    for (bool first = true;; first = false) {
+      look(first);
+      la.read(out.progress, state);
+      for (int repair = 0; repair < kRepairs && those(is_broken); ++repair) {
+        la.select(some);
+        la.copy(ws.z, ws.q);  // spans what q did
+        la.orthonormalize(ws.q, ws.h, ws.w, kRepairPasses);
+        look(first);
+        la.read(out.progress, state);
+      }
+      if (those([&](int64_t b) { return state[b].status != Status::kRunning; })) {
+        la.select(some);
+        harvest();
+      }
+      those([&](int64_t b) { return state[b].status == Status::kRunning; });
+      running = some;
+      if (running.empty()) {
+        return;
+      }
+      la.select(running);
+      // One degree serves the batch: what the neediest asks for, as far as every matrix's filter range goes.
+      int needed = 1, reach = state[running[0]].reach;
+      for (int64_t b : running) {
+        needed = std::max(needed, state[b].needed);
+        reach = std::min(reach, state[b].reach);
+        precision = state[b].half ? precision : Precision::kFull;
+      }
+      advance(std::max<int64_t>(std::min(needed, reach), p.look_every), reach);
+    }
+  }
+};
 
 }  // namespace
 
 template <typename T>
-int64_t randomized_workspace(const SvdProblem<T>& p) {
-  return Workspace<T>(p, nullptr).elements;
+ScratchSize randomized_scratch(const SvdProblem& p) {
+  return {Workspace<T>(p, nullptr).elements, 3 * p.count * p.block};
 }
 
 template <typename T>
-void randomized(Linalg<T>& la, const SvdProblem<T>& p, T* workspace, const SvdResult<T>& out) {
-  const int64_t count = p.weight.count, l = p.block;
-  const bool full = l == p.weight.cols;
-  Workspace<T> ws(p, workspace);
-  std::vector<Progress> progress(count);
-  std::vector<double> theta(count * l), residual2(count * l), cut(count);
-  std::vector<int> failed(count);
-
-  bool half = p.half;
-  for (Progress& state : progress) {
-    state.half = half;
-  }
-  if (p.gram) {
-    la.gram(p.weight, ws.g);
-    if (half) {
-      la.round(ws.g, ws.rounded);
-    }
-  }
-  la.sketch(ws.q, p.seed, p.keys);
-  int64_t multiplies = 0;
-  if (full) {
-    orthonormalize(la, ws.q, ws.h, ws.w, failed);
-  }
-  for (; !full && multiplies < std::min(kStart, p.max_iter); ++multiplies) {
-    apply(la, p, ws, half, ws.q, ws.x);
-    std::swap(ws.q, ws.x);
-    orthonormalize(la, ws.q, ws.h, ws.w, failed);
-  }
-  for (;;) {
-    look(la, p, ws, half, theta.data(), residual2.data());
-    int running = 0, degree = 1;
-    for (int64_t b = 0; b < count; ++b) {
-      Progress& state = progress[b];
-      if (state.status != Status::kRunning) {
-        continue;
-      }
-      judge(&theta[b * l], &residual2[b * l], p.rank, l, p.weight.cols, p.norm2[b], p.tolerance,
-            p.max_iter - multiplies, state);
-      if (state.status != Status::kRunning) {
-        harvest(la, p, ws, b, out);
-        out.bound[b] = state.bound;
-        out.remainder[b] = state.remainder;
-        out.iterations[b] = multiplies;
-        out.status[b] = state.status;
-        continue;
-      }
-      // One degree serves the batch: the smallest, since a higher one may exceed some matrix's
-      // filter range.
-      degree = running++ == 0 ? state.degree : std::min(degree, state.degree);
-      half = half && state.half;
-      cut[b] = state.cut;
-    }
-    if (running == 0) {
-      return;
-    }
-    degree = int(std::min<int64_t>(degree, p.max_iter - multiplies));
-    filter(la, p, ws, cut.data(), degree, half, failed);
-    multiplies += degree;
-  }
+void randomized(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out) {
+  Iteration<T> iteration(la, p, scratch, out);
+  iteration.start();
+  p.tolerance.tol < 0 ? iteration.run_blind() : iteration.run();
 }
 
-template int64_t randomized_workspace(const SvdProblem<float>&);
-template int64_t randomized_workspace(const SvdProblem<double>&);
-template void randomized(Linalg<float>&, const SvdProblem<float>&, float*, const SvdResult<float>&);
-template void randomized(Linalg<double>&, const SvdProblem<double>&, double*, const SvdResult<double>&);
+template ScratchSize randomized_scratch<float>(const SvdProblem&);
+template ScratchSize randomized_scratch<double>(const SvdProblem&);
+template void randomized(Linalg<float>&, const SvdProblem&, const Scratch<float>&, const SvdResult<float>&);
+template void randomized(Linalg<double>&, const SvdProblem&, const Scratch<double>&, const SvdResult<double>&);
 
 }  // namespace laser

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/dtype.hpp"
+#include "core/dtype.hpp"
 #include "cpu/kernels.hpp"
 
 namespace laser::cpu {

@@ -4,18 +4,17 @@
 #include <cstdint>
 
 #include "core/block.hpp"
+#include "core/weight.hpp"
+
+// Two builds of a hot loop, picked when the library is loaded; GCC and Clang on x86-64 Linux, else
+// the plain one.
+#if defined(__x86_64__) && defined(__ELF__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
+#define LASER_SIMD __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define LASER_SIMD
+#endif
 
 namespace laser::cpu {
-
-enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-// A batch in its own dtype: element (i, j) of matrix b at b * stride + i * row_stride + j.
-struct Weight {
-  const void* data;
-  Dtype dtype;
-  int64_t count, rows, cols;
-  int64_t stride, row_stride;
-};
 
 struct Stats {
   double norm2 = 0;  // ||A||_F^2, of A times 2^-exponent
@@ -24,10 +23,6 @@ struct Stats {
 
 // Rows first .. last of matrix b, as if divided by 2^exponent.
 Stats prepare(const Weight& a, int64_t b, int64_t first, int64_t last, int exponent);
-
-// The power of two to divide by so that neither A nor A^T A leaves the range of float (double if
-// `wide`); 0 where entries of size `top` are safe as they are.
-int scale_exponent(double top, bool wide);
 
 // out (last - first, cols) = rows first .. last of matrix b, times 2^-exponent.
 template <typename T>

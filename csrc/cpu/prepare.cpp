@@ -4,8 +4,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/dispatch.hpp"
-#include "cpu/dtype.hpp"
+#include "core/dtype.hpp"
 #include "cpu/kernels.hpp"
 
 namespace laser::cpu {
@@ -83,18 +82,6 @@ Stats prepare(const Weight& a, int64_t b, int64_t first, int64_t last, int expon
     }
     return total;
   });
-}
-
-int scale_exponent(double top, bool wide) {
-  if (top == 0 || !std::isfinite(top)) {
-    return 0;
-  }
-  // Squares, summed over up to 2^30 entries, must stay in range above, and those of entries 2^-24
-  // (2^-53) times the largest below: |exponent| <= (127 - 30) / 2 in float, (1023 - 30) / 2 in
-  // double.
-  const int safe = wide ? 400 : 30;
-  const int e = std::clamp(std::ilogb(top), -1000, 1000);  // 2^-e must itself be a number
-  return std::abs(e) <= safe ? 0 : e;
 }
 
 template <typename T>

@@ -2,8 +2,7 @@
 // the tile is in cache.
 #include <cmath>
 
-#include "cpu/dispatch.hpp"
-#include "cpu/dtype.hpp"
+#include "core/dtype.hpp"
 #include "cpu/kernels.hpp"
 
 namespace laser::cpu {

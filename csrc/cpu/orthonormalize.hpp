@@ -1,22 +1,27 @@
-#include "core/orthonormalize.hpp"
-
+// CholeskyQR in passes until nothing is left to do, with a shifted retry and a last resort. `Tools` computes on blocks:
+//   gram(x, s), cholesky(s, factor, failed), solve_triangular(factor, x): x <- x factor^-T, householder(x)
+// Ref: Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa: Shifted CholeskyQR (SISC 2020, arXiv 1809.11085).
+#pragma once
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
-namespace laser {
-namespace {
+#include "core/block.hpp"
+#include "cpu/kernels.hpp"
+
+namespace laser::cpu {
 
 // Where ||gram - I||_F = d < 1, the squared condition of x is at most (1 + d) / (1 - d) = 19, and one
 // pass leaves only that many roundings behind.
-constexpr double kNearlyOrthonormal = 0.9;
+inline constexpr double kNearlyOrthonormal = 0.9;
 
 // A first shift of 1e-6 sqrt(l) in fp32, times 10 until the
 // factorization succeeds; that is 8 eps sqrt(l) with unit columns.
-constexpr double kFirstShift = 8.0;
-constexpr double kShiftGrowth = 10.0;
-constexpr int kShiftTries = 4;
-constexpr int kPasses = 4;
+inline constexpr double kFirstShift = 8.0;
+inline constexpr double kShiftGrowth = 10.0;
+inline constexpr int kShiftTries = 4;
+inline constexpr int kPasses = 4;
 
 // Largest ||gram - I||_F of the batch.
 template <typename T>
@@ -42,9 +47,9 @@ bool any(const std::vector<int>& failed, Block<T> gram) {
 
 // Cholesky of gram, with a growing diagonal shift for the matrices that need one. True if any was
 // shifted; `failed` tells which could not be helped.
-template <typename T>
-bool shifted_cholesky(Linalg<T>& la, Block<T> gram, Block<T> factor, std::vector<int>& failed) {
-  la.cholesky(gram, factor, failed.data());
+template <typename Tools, typename T>
+bool shifted_cholesky(Tools& tools, Block<T> gram, Block<T> factor, std::vector<int>& failed) {
+  tools.cholesky(gram, factor, failed.data());
   double shift = kFirstShift * std::numeric_limits<T>::epsilon() * std::sqrt(double(gram.cols));
   bool shifted = false;
   for (int attempt = 0; attempt < kShiftTries && any(failed, gram); ++attempt, shift *= kShiftGrowth) {
@@ -54,36 +59,36 @@ bool shifted_cholesky(Linalg<T>& la, Block<T> gram, Block<T> factor, std::vector
         gram.at(b, i, i) += T(shift);
       }
     }
-    la.cholesky(gram, factor, failed.data());
+    tools.cholesky(gram, factor, failed.data());
   }
   return shifted;
 }
 
-}  // namespace
-
-template <typename T>
-void orthonormalize(Linalg<T>& la, Block<T> x, Block<T> gram, Block<T> factor, std::vector<int>& failed) {
+// x (count, n, l) <- an orthonormal basis of its columns, in place; n >= l. Columns that depend on
+// the others are replaced by arbitrary orthonormal ones. gram, factor: scratch (count, l, l).
+template <typename Tools, typename T>
+void orthonormalize(Tools& tools, Block<T> x, Block<T> gram, Block<T> factor) {
+  std::vector<int> failed(x.count);
   const double rounding = 4 * std::numeric_limits<T>::epsilon() * std::sqrt(double(x.cols));
-  la.normalize_columns(x);
+  for (int64_t b = 0; b < x.count; ++b) {
+    normalize_columns(x.matrix(b));
+  }
   for (int pass = 0; pass < kPasses; ++pass) {
-    la.gram(x, gram);
+    tools.gram(x, gram);
     const double before = deviation(gram);
     if (before <= rounding) {
       return;
     }
-    const bool shifted = shifted_cholesky(la, gram, factor, failed);
+    const bool shifted = shifted_cholesky(tools, gram, factor, failed);
     if (any(failed, gram)) {
       break;
     }
-    la.solve_triangular(factor, x);
+    tools.solve_triangular(factor, x);
     if (!shifted && before < kNearlyOrthonormal) {
       return;
     }
   }
-  la.householder(x);
+  tools.householder(x);
 }
 
-template void orthonormalize(Linalg<float>&, Block<float>, Block<float>, Block<float>, std::vector<int>&);
-template void orthonormalize(Linalg<double>&, Block<double>, Block<double>, Block<double>, std::vector<int>&);
-
-}  // namespace laser
+}  // namespace laser::cpu
