@@ -18,7 +18,7 @@ from laser_kernels import _ext, reference
 COMPILED = _ext.load()
 
 
-# Columns of the (b, 6) float64 certificate that low_rank and truncated_svd return (python/rank_reduce_cpu.hpp).
+# Columns of the (b, 6) float64 certificate that low_rank and truncated_svd return (csrc/core/request.hpp).
 CERTIFICATE = ("status", "norm", "unrounded", "residual", "bound", "iterations")
 
 

@@ -93,6 +93,12 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
         bad = [bucket.positions[i] for i, status in failed.items() if status == Status.NON_FINITE]
         if bad:
             raise NonFiniteError(bad, where)
+        spoiled = [bucket.positions[i] for i, status in failed.items() if status == Status.SPOILED]
+        if spoiled:
+            raise RuntimeError(
+                f"[laser_kernels::{where}] matrix {spoiled[0]}: the residual of what was written in place is not what "
+                "was certified: restore the weight, and please report it"
+            )
         # One way for all that failed: the more demanding reason decides.
         onward = escalate(problem, path, max(failed.values()))
         if onward is None:

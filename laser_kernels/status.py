@@ -13,3 +13,4 @@ class Status(IntEnum):
     NOT_CONVERGED = 2
     PRECISION = 3
     NON_FINITE = 4
+    SPOILED = 6

@@ -29,16 +29,6 @@ constexpr int64_t kOnePerThread = 1024;
 // Matrices this small go through the driver together, so that the cost of a call is shared.
 constexpr int64_t kGroupElements = 1 << 15;
 
-// Residual ||A - A_r|| counts as zero below this many eps of the input dtype times ||A||: the
-// contract's c.
-constexpr double kFloor = 32.0;
-
-// The measured residual and the one from the captured energy agree to rounding; more than this apart, one is wrong.
-constexpr double kAgreement = 1e-3;
-
-// See where it is used; checked over all of SmolLM2's matrices by bench/accuracy.py.
-constexpr double kRounding = 4.0;
-
 int64_t tile_rows(int64_t cols) { return std::max<int64_t>(1, kTileElements / cols); }
 
 // Memory of T without initialisation; freed at the end of the scope.
@@ -91,12 +81,6 @@ void full_svd(const SvdProblem& p, Block<const T> weight, const SvdResult<T>& ou
     aten::Tensor vh = torch::stable::contiguous(take(stack[2]));
     const Block<T> left = aten::block<T>(u), right = aten::block<T>(vh).transposed();
     const T* sigma = s.template const_data_ptr<T>();
-    std::vector<double> lambda(n);
-    double tail2 = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      lambda[j] = double(sigma[j]) * double(sigma[j]);
-      tail2 += j < r ? 0.0 : lambda[j];
-    }
     for (int64_t j = 0; j < r; ++j) {
       for (int64_t i = 0; i < left.rows; ++i) {
         out.left.at(b, i, j) = left.at(0, i, j) * sigma[j];
@@ -105,16 +89,7 @@ void full_svd(const SvdProblem& p, Block<const T> weight, const SvdResult<T>& ou
         out.right.at(b, i, j) = right.at(0, i, j);
       }
     }
-    // Backward error eps sigma_1 in A moves entries of A^T A by at most 2 eps sigma_1 sigma_i <= 2
-    // eps lambda_1; what it costs beyond the contract's floor is second order in it.
-    const double error = p.tolerance.eps * lambda[0];
-    const double loss = perturbation_loss(SerialTeam{}, lambda.data(), n, r, error);
-    const bool zero = tail2 <= std::pow(p.tolerance.floor, 2) * p.norm2[b];
-    Progress& state = out.progress[b];
-    state.remainder = tail2;
-    state.bound = zero || tail2 == 0 ? 0.0 : loss / (2 * tail2);
-    const bool certified = zero || std::is_same_v<T, double> || state.bound <= p.tolerance.tol;
-    state.status = p.tolerance.tol < 0 ? Status::kUncertified : certified ? Status::kOk : Status::kPrecision;
+    out.progress[b] = judge_full_svd(sigma, n, r, p.norm2[b], p.tolerance);
   }
 }
 
@@ -184,8 +159,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
   }
 
   const double eps = std::numeric_limits<T>::epsilon();
-  const double input_eps = w.dtype == Dtype::kFloat64 ? std::numeric_limits<double>::epsilon()
-                                                           : double(std::numeric_limits<float>::epsilon());
+  const double unit_eps = input_eps(w.dtype);
   const SvdProblem problem{count,
                            a.rows,
                            a.cols,
@@ -196,7 +170,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
                            request.half,
                            1,  // a look costs less than the multiplications it may save
                            request.max_iter,
-                           {request.tol, eps, kFloor * input_eps},
+                           {request.tol, eps, kFloor * unit_eps},
                            request.seed,
                            request.keys->data() + first};
   const int64_t r = request.rank, m = a.rows, n = a.cols;
@@ -218,31 +192,16 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
   }
 
   for (int64_t b = 0; b < count; ++b) {
-    const double unit = std::ldexp(1.0, exponent[b]);
-    const Progress& state = progress[b];
-    const double optimal = std::sqrt(state.remainder) * unit;
     Certificate& c = certificates[b];
-    c = {double(state.status), std::sqrt(norm2[b]) * unit, optimal, optimal, state.bound, double(state.iterations)};
-    if (state.status != Status::kOk && state.status != Status::kUncertified) {
+    c = certificate_of(progress[b], norm2[b], exponent[b], m, n, unit_eps, request.tol);
+    if (progress[b].status != Status::kOk && progress[b].status != Status::kUncertified) {
       continue;
-    }
-    // Rounding of the result is random, so it meets the residual in about one of its m n directions.
-    const double rounding = kRounding * input_eps * c.norm / (optimal * std::sqrt(double(m) * double(n)));
-    if (state.bound > 0 && optimal > 0) {
-      c.bound = std::min(state.bound + rounding, std::max(state.bound, request.tol));
     }
     const Block<T> left = result.left.matrix(b), right = result.right.matrix(b);
     if (dense) {
-      const cpu::Residual measured =
+      const cpu::Residual residual =
           reconstruct_cpu<T>(wide ? right : left, wide ? left : right, exponent[b], w, first + b, *dense);
-      c.unrounded = std::sqrt(measured.unrounded);
-      c.residual = std::sqrt(measured.rounded);
-      if (std::abs(c.unrounded - optimal) > kAgreement * optimal + kFloor * input_eps * c.norm) {
-        STD_TORCH_CHECK(dense->data != w.data, "[laser_kernels::low_rank] matrix ", first + b,
-                        ": the residual of what was written in place, ", c.unrounded, ", is not the certified ",
-                        optimal, ": restore the weight, and please report it");
-        c.status = double(Status::kPrecision);
-      }
+      measured(c, residual.unrounded, residual.rounded, unit_eps, dense->data == w.data);
       continue;
     }
     std::vector<double> sigma(r);

@@ -17,6 +17,7 @@ enum class Status : int {
   kPrecision = 3,     // the working precision cannot tell: redo in float64 or exactly
   kNonFinite = 4,     // NaN or Inf in the weight
   kRunning = 5,       // not judged yet; never leaves the driver
+  kSpoiled = 6,       // written in place, but the residual is not what was certified
 };
 
 // eps: unit roundoff spacing of the working type (2^-23, 2^-52); floor: residual <= floor * ||A||
@@ -109,13 +110,15 @@ constexpr double kHalfOfMissing = 0.1;
 LASER_HOST_DEVICE inline double larger(double a, double b) { return a > b ? a : b; }
 LASER_HOST_DEVICE inline double smaller(double a, double b) { return a < b ? a : b; }
 
-// Chebyshev polynomial of degree d at x >= 1, and its inverse growth.
-LASER_HOST_DEVICE inline double chebyshev_value(int d, double x) { return cosh(d * acosh(larger(x, 1.0))); }
-
-// Multiplications until the error energy has fallen by `factor`, at growth acosh(x) per
-// multiplication.
-LASER_HOST_DEVICE inline double multiplies_needed(double factor, double x) {
-  return acosh(sqrt(larger(factor, 1.0))) / acosh(larger(x, 1.0 + 1e-12));
+// Chebyshev polynomial of degree d at x >= 1, where it grows with d and with x.
+LASER_HOST_DEVICE inline double chebyshev_value(int64_t degree, double x) {
+  double before = 1, value = x = larger(x, 1.0);
+  for (int64_t d = 1; d < degree && value < 1e150; ++d) {
+    const double next = 2 * x * value - before;
+    before = value;
+    value = next;
+  }
+  return value;
 }
 
 // Energy that a Ritz vector of value theta and residual norm^2 residual2 may lack, `rest` being the largest eigenvalue
@@ -223,8 +226,9 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
       };
       p.needed = kMaxDegree;
       if (t.tol >= 0) {
-        // Out of reach even if the estimate is pessimistic?
-        if (multiplies_needed(kSafety * missing / asked, x_rank) > 4.0 * double(step.multiplies_left)) {
+        // Out of reach even if the estimate is pessimistic, and all that is left were one filter of four times the degree?
+        const double best = chebyshev_value(4 * step.multiplies_left, x_rank);
+        if (kSafety * missing > asked * best * best) {
           p.status = Status::kNotConverged;
         }
         for (p.needed = 1; p.needed < kMaxDegree && kSafety * left_by(p.needed) > asked; ++p.needed) {

@@ -1,0 +1,109 @@
+// One call of low_rank or truncated_svd, as both backends take it (python/rank_reduce_cpu.cpp,
+// csrc/cuda/rank_reduce.cpp), and what they report.
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "core/certificate.hpp"
+#include "core/dtype.hpp"
+
+namespace laser {
+
+enum class RouteKind { kRandomized, kGramEigh, kFullSvd };
+
+struct Request {
+  RouteKind route;
+  int64_t rank;
+  int64_t block;  // RANDOMIZED: columns of the basis
+  bool gram;      // RANDOMIZED: iterate on A^T A
+  bool wide;      // float64 instead of float32
+  bool half;      // RANDOMIZED, not wide: early products with operands rounded to bfloat16
+  double tol;     // negative: none
+  int64_t max_iter;
+  uint64_t seed;
+  const std::vector<int64_t>* keys;  // one per matrix
+};
+
+// One row of the certificate tensor, in this order (laser_kernels/ops.py names the columns).
+struct Certificate {
+  double status;
+  double norm;       // ||A||_F
+  double unrounded;  // ||A - A_r||_F before rounding to the weight's dtype; factors: from the
+                     // captured energy
+  double residual;   // ||A - A_r||_F as written
+  double bound;      // excess bound
+  double iterations;
+};
+constexpr int64_t kCertificateColumns = sizeof(Certificate) / sizeof(double);
+
+// Where the factors go; all null: the dense product is asked for instead. float64 for float64 weights, else float32.
+struct Factors {
+  void* u = nullptr;   // (count, rows, rank)
+  void* s = nullptr;   // (count, rank)
+  void* vh = nullptr;  // (count, rank, cols)
+};
+
+// Residual ||A - A_r|| counts as zero below this many eps of the input dtype times ||A||: the
+// contract's c.
+constexpr double kFloor = 32.0;
+
+// The measured residual and the one from the captured energy agree to rounding; more than this apart, one is wrong.
+constexpr double kAgreement = 1e-3;
+
+// Checked over all of SmolLM2's matrices by bench/accuracy.py.
+constexpr double kRounding = 4.0;
+
+// Of what the caller handed in: float64 promises more.
+LASER_HOST_DEVICE inline double input_eps(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 2.2204460492503131e-16 : 1.1920928955078125e-07;
+}
+
+// What the driver found out about one matrix, in the caller's scale 2^exponent.
+LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double norm2, int exponent, int64_t rows,
+                                                    int64_t cols, double eps, double tol) {
+  const double unit = ldexp(1.0, exponent), optimal = sqrt(p.remainder) * unit, norm = sqrt(norm2) * unit;
+  Certificate c{double(int(p.status)), norm, optimal, optimal, p.bound, double(p.iterations)};
+  // Rounding of the result is random, so it meets the residual in about one of its m n directions.
+  if (p.bound > 0 && optimal > 0) {
+    const double rounding = kRounding * eps * norm / (optimal * sqrt(double(rows) * double(cols)));
+    const double most = certificate::larger(p.bound, tol);
+    c.bound = p.bound + rounding < most ? p.bound + rounding : most;
+  }
+  return c;
+}
+
+// Enters the measured residuals, squared, of what was written. False where they contradict the certificate, whose
+// status is then kPrecision, or kSpoiled where the weight itself was overwritten.
+LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, double eps, bool in_place) {
+  const double optimal = c.unrounded;
+  c.unrounded = sqrt(unrounded2);
+  c.residual = sqrt(rounded2);
+  const double apart = c.unrounded > optimal ? c.unrounded - optimal : optimal - c.unrounded;
+  if (!(apart <= kAgreement * optimal + kFloor * eps * c.norm)) {
+    c.status = double(int(in_place ? Status::kSpoiled : Status::kPrecision));
+  }
+}
+
+// The verdict on a full SVD from its singular values (n, descending): left and right lack nothing but rounding.
+template <typename T>
+Progress judge_full_svd(const T* sigma, int64_t n, int64_t rank, double norm2, const Tolerance& t) {
+  std::vector<double> lambda(n);
+  double tail2 = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    lambda[j] = double(sigma[j]) * double(sigma[j]);
+    tail2 += j < rank ? 0.0 : lambda[j];
+  }
+  // Backward error eps sigma_1 in A moves entries of A^T A by at most 2 eps sigma_1 sigma_i <= 2
+  // eps lambda_1; what it costs beyond the contract's floor is second order in it.
+  const double loss = perturbation_loss(SerialTeam{}, lambda.data(), n, rank, t.eps * lambda[0]);
+  const bool zero = tail2 <= t.floor * t.floor * norm2;
+  Progress p;
+  p.remainder = tail2;
+  p.bound = zero || tail2 == 0 ? 0.0 : loss / (2 * tail2);
+  const bool certified = zero || t.eps <= std::numeric_limits<double>::epsilon() || p.bound <= t.tol;
+  p.status = t.tol < 0 ? Status::kUncertified : certified ? Status::kOk : Status::kPrecision;
+  return p;
+}
+
+}  // namespace laser

@@ -1,0 +1,98 @@
+#include "cuda/columns.cuh"
+
+#include <limits>
+
+#include "cuda/columns.hpp"
+
+namespace laser {
+namespace {
+
+int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+template <typename Term>
+cudaError_t column_sums(const Term& term, int64_t rows, int64_t cols, double* partial, Selection sel,
+                        cudaStream_t stream) {
+  const int64_t strips = parts(cols, 32), chunks = parts(rows, kSumRows);
+  return launch(column_sums_kernel<Term>, dim3(unsigned(sel.count * chunks * strips)), dim3(256), 0, stream, term, rows,
+                cols, strips, chunks, partial, sel);
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t copy(Block<const T> from, Block<T> to, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, to.rows, to.cols, Copy<T>{from, to}, stream);
+}
+
+template <typename T>
+cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t part, Selection sel,
+                  cudaStream_t stream) {
+  return elementwise(sel, to.rows, to.cols, Slice<T>{from, to, slices, part}, stream);
+}
+
+template <typename T>
+cudaError_t mirror(Block<T> g, Selection sel, cudaStream_t stream) {
+  const int64_t tiles = parts(g.rows, 32);
+  return launch(mirror_kernel<T>, dim3(unsigned(sel.count * tiles * tiles)), dim3(256), 0, stream, g, tiles, sel);
+}
+
+template <typename T>
+cudaError_t chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out,
+                      Selection sel, cudaStream_t stream) {
+  return elementwise(sel, x.rows, x.cols, Chebyshev<T>{x, z, progress, factor, out}, stream);
+}
+
+int64_t column_partials(int64_t rows, int64_t cols, int64_t count) { return count * parts(rows, kSumRows) * cols; }
+
+template <typename T>
+cudaError_t ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out, double* partial,
+                           Selection sel, cudaStream_t stream) {
+  const cudaError_t status = column_sums(ResidualTerm<T>{x, z, theta}, x.rows, x.cols, partial, sel, stream);
+  return status != cudaSuccess ? status
+                               : launch(add_chunks_kernel, dim3(unsigned(parts(sel.count * x.cols, 128))), dim3(128), 0,
+                                        stream, partial, x.cols, parts(x.rows, kSumRows), out, sel);
+}
+
+template <typename T>
+cudaError_t squared_norm(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream) {
+  const cudaError_t status = column_sums(SquareTerm<T>{x}, x.rows, x.cols, partial, sel, stream);
+  return status != cudaSuccess ? status
+                               : launch(add_all_kernel, dim3(sel.count), dim3(256), 0, stream, partial,
+                                        parts(x.rows, kSumRows) * x.cols, out, sel);
+}
+
+template <typename T>
+cudaError_t diagonal(Block<const T> m, Block<T> u, double* sigma, int* diagonal, Selection sel, cudaStream_t stream) {
+  return launch(diagonal_kernel<T>, dim3(sel.count), dim3(256), 0, stream, m, u,
+                double(std::numeric_limits<T>::epsilon()), sigma, diagonal, sel);
+}
+
+template <typename T>
+cudaError_t column_signs(Block<const T> u, double* sign, Selection sel, cudaStream_t stream) {
+  const int64_t strips = parts(u.cols, 32);
+  return launch(column_signs_kernel<T>, dim3(unsigned(sel.count * strips)), dim3(256), 0, stream, u, strips, sign, sel);
+}
+
+template <typename T, typename To>
+cudaError_t scale_columns(Block<const T> from, const double* scale, Block<To> to, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, from.rows, from.cols, ScaleColumns<T, To>{from, scale, to}, stream);
+}
+
+#define LASER_INSTANTIATE(T)                                                                                     \
+  template cudaError_t copy(Block<const T>, Block<T>, Selection, cudaStream_t);                                  \
+  template cudaError_t slice(Block<const T>, Block<BFloat16>, int, int64_t, Selection, cudaStream_t);            \
+  template cudaError_t mirror(Block<T>, Selection, cudaStream_t);                                                \
+  template cudaError_t chebyshev(Block<const T>, Block<const T>, const Progress*, int, Block<T>, Selection,      \
+                                 cudaStream_t);                                                                  \
+  template cudaError_t ritz_residuals(Block<const T>, Block<const T>, const double*, double*, double*, Selection, \
+                                      cudaStream_t);                                                             \
+  template cudaError_t squared_norm(Block<const T>, double*, double*, Selection, cudaStream_t);                  \
+  template cudaError_t diagonal(Block<const T>, Block<T>, double*, int*, Selection, cudaStream_t);               \
+  template cudaError_t column_signs(Block<const T>, double*, Selection, cudaStream_t);                           \
+  template cudaError_t scale_columns(Block<const T>, const double*, Block<float>, Selection, cudaStream_t);      \
+  template cudaError_t scale_columns(Block<const T>, const double*, Block<double>, Selection, cudaStream_t)
+
+LASER_INSTANTIATE(float);
+LASER_INSTANTIATE(double);
+
+}  // namespace laser

@@ -1,0 +1,29 @@
+// Finite check, ||A||_F^2 and the power-of-two scale of every weight, in one pass; and the weights as the driver works
+// on them.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "core/block.hpp"
+#include "core/weight.hpp"
+
+namespace laser {
+
+// What is known of one weight.
+struct Prepared {
+  double norm2;  // ||A||_F^2 of A times 2^-exponent
+  double top;    // max |a| as it is; Inf or NaN if there is one
+  int exponent;  // scale_exponent(top)
+};
+
+// Doubles of scratch.
+int64_t prepare_partials(int64_t rows, int64_t count);
+
+// out[b], device memory, for all matrices of the batch; wide: the scale is for work in float64. Reads A once (float64
+// weights of extreme size twice).
+cudaError_t prepare(const Weight& weight, bool wide, Prepared* out, double* partial, cudaStream_t stream);
+
+// out (count, rows, cols) = A[first + b] * 2^-exponent, E = float, double or BFloat16.
+template <typename E>
+cudaError_t load(const Weight& weight, int64_t first, const Prepared* prepared, Block<E> out, cudaStream_t stream);
+
+}  // namespace laser
