@@ -27,6 +27,15 @@ def load() -> bool:
     return True
 
 
+def load_cuda() -> bool:
+    """Registers the CUDA kernels of the same ops, where the build made them and torch can run them."""
+    library = HERE / "liblaser_cuda.so"
+    if torch.version.cuda is None or not library.exists():
+        return False
+    torch.ops.load_library(library)
+    return True
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16 products."""
     try:

@@ -274,16 +274,16 @@ def choose(
         dtype, device = getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
         shape = tuple(shape.shape)
     *batches, m, n = shape
-    name, kind = str(dtype).removeprefix("torch."), device.split(":")[0]
+    where = torch.device(device)
     problem = Problem(
         m,
         n,
         resolve_rank(rank, m, n),
-        name,
+        str(dtype).removeprefix("torch."),
         tol,
-        kind,
+        where.type,
         batches[0] if batches else batch,
-        ops.capability(kind),
+        ops.capability(where),
     )
     return choose_route(problem, route, oversample, max_iter)
 

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="rules: [{targets: [fc_in], layers: 20-29, rank: 0.1}]; first match wins",
     )
     rules.add_argument("--tol", type=float, default=1e-3, help="accepted excess over the optimal residual (1e-3)")
-    rules.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    rules.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, cuda:0,cuda:1,... or auto (default)")
     rules.add_argument(
         "--memory-budget",
         type=parse_bytes,
@@ -122,7 +122,9 @@ def _size(nbytes: int) -> str:
 
 def plan_rows(work: Work, tol: float, device: str) -> list[dict[str, Any]]:
     """One row per tensor to reduce: what would run and how long it should take."""
-    from laser_kernels import dispatch
+    import torch
+
+    from laser_kernels import dispatch, ops
     from laser_kernels.pipeline import torch_dtype
 
     seconds: dict[str, float] = {}
@@ -136,6 +138,7 @@ def plan_rows(work: Work, tol: float, device: str) -> list[dict[str, Any]]:
             tol=tol,
             device=device.partition(":")[0],
             batch=len(group.matrices),
+            capability=ops.capability(torch.device(device)),
         )
         route = dispatch.choose(problem)
         for matrix in group.matrices:
@@ -164,13 +167,13 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _run_plan(args: argparse.Namespace) -> int:
     from laser_kernels.checkpoint import Reader
-    from laser_kernels.reduce import resolve_device
+    from laser_kernels.devices import resolve_devices
     from laser_kernels.work import prepare
 
     plan = _plan_of(args)
     with Reader(args.source) as reader:
         work = prepare(reader, plan, args.memory_budget)
-        rows = plan_rows(work, args.tol, resolve_device(args.device))
+        rows = plan_rows(work, args.tol, resolve_devices(args.device)[0])
         total = sum(row["seconds"] for row in rows)
         source_bytes = sum(shard.header.file_size for shard in reader.shards)
     chosen = sum(

@@ -57,30 +57,74 @@ class Route(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Costs of the building blocks. Source: measured, see DEVNOTES.md, "Cost model"."""
+    """Costs of the building blocks. Source: DEVNOTES.md, "Cost model": CPU measured, CUDA a model of flops and bytes."""
 
-    flops: float  # products, float32, all threads, per second
+    flops: float  # products with the weight, as good as float32, all threads, per second
     bytes: float  # per second, for products so thin that reading A bounds them
-    eigh_cubic: float  # seconds of a symmetric eigensolver: cubic n^3 + square n^2, float32
+    block_flops: float  # products among blocks, float32, per second
+    gram: float  # time of A^T A / time of the product of 2 m n^2 flops at `flops`
+    eigh_cubic: float  # seconds of a symmetric eigensolver: cubic n^3 + square n^2 + latency n, float32
     eigh_square: float
+    eigh_latency: float
     svd: float  # seconds of a full SVD per m n^2, float32
     call: float  # seconds per call of a library function, whatever its size
     wide: float  # float64 / float32 time
-    half: float  # rate of products of bfloat16 operands / of float32 ones; 0 where there is no gain
+    half: float  # rate of products of bfloat16 operands / of `flops`; 0 where there is no gain
+    look_every: int  # multiplications between two Rayleigh-Ritz steps, at least
+    batched: bool  # latency and calls are paid once per batch, not once per matrix
 
 
-# Flops of a Gram matrix formed by lower block columns, against the full product (python/linalg_aten.cpp).
-GRAM_SHARE = 0.6
-
-_CPU = Rates(flops=1.4e11, bytes=9e9, eigh_cubic=5e-11, eigh_square=2e-8, svd=2.2e-10, call=3e-6, wide=2.2, half=0)
-RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.1)}
+_CPU = Rates(
+    flops=1.4e11,
+    bytes=9e9,
+    block_flops=1.4e11,
+    gram=0.6,  # formed by lower block columns
+    eigh_cubic=5e-11,
+    eigh_square=2e-8,
+    eigh_latency=0,
+    svd=2.2e-10,
+    call=3e-6,
+    wide=2.2,
+    half=0,
+    look_every=1,
+    batched=False,
+)
+# A model, not a measurement. bfloat16 products at 7e14 flop/s, float32 ones at 5e13, copies at 4.3e12 B/s; a float32
+# weight is multiplied in float32, a bfloat16 one by three bfloat16 slices of the other operand.
+_HOPPER = Rates(
+    flops=5e13,
+    bytes=4.3e12,
+    block_flops=5e13,
+    gram=1.0,
+    eigh_cubic=4.5e-12,
+    eigh_square=0,
+    eigh_latency=2e-5,
+    svd=4e-11,
+    call=5e-6,
+    wide=2.0,
+    half=14.0,
+    look_every=4,
+    batched=True,
+)
+RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.1), ("cuda", "9.0"): _HOPPER}
 
 # Matrices of fewer elements gain nothing from half precision: what it costs per call weighs more.
 HALF_ELEMENTS = 1 << 16
 
 
-def _eigh_seconds(n: int, rates: Rates) -> float:
-    return rates.eigh_cubic * n**3 + rates.eigh_square * n**2
+def rates_of(problem: Problem) -> Rates:
+    """The row of RATES; a GPU that has none is taken for a Hopper, another device for a CPU."""
+    fallback = RATES["cuda", "9.0"] if problem.device == "cuda" else _CPU
+    rates = RATES.get((problem.device, problem.capability), fallback)
+    if problem.device == "cuda" and problem.dtype == "bfloat16":
+        return rates._replace(flops=rates.flops * rates.half / 3, half=3.0, gram=1 / 3)
+    return rates
+
+
+def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
+    """Per matrix of the batch."""
+    shared = batch if rates.batched else 1
+    return rates.eigh_cubic * n**3 + rates.eigh_square * n**2 + rates.eigh_latency * n / shared
 
 
 def default_block(rank: int, side: int, tol: float | None) -> int:
@@ -101,22 +145,25 @@ def expected_multiplies(tol: float | None, max_iter: int) -> int:
 
 
 def _randomized_seconds(
-    m: int, n: int, block: int, rank: int, multiplies: int, gram: bool, half: bool, rates: Rates
+    m: int, n: int, block: int, rank: int, multiplies: int, gram: bool, half: bool, rates: Rates, batch: int
 ) -> float:
+    """Per matrix of the batch."""
+
     def product(rows: int, inner: int, cols: int) -> float:
         return max(2.0 * rows * inner * cols / rates.flops, 4.0 * rows * inner / rates.bytes)
 
-    rounds = 1 + (multiplies - 1) / 3  # Rayleigh-Ritz steps: filters have degree 1 to 4
+    # Rayleigh-Ritz steps: filters have degree 1 to 4
+    rounds = 1 + (multiplies - 1) / 3 if rates.look_every == 1 else -(-multiplies // rates.look_every)
     if gram:
         full = rounds if half else multiplies + 1
         products = (full + (multiplies + 1 - full) / (rates.half or 1)) * product(n, n, block)
-        iterate = GRAM_SHARE * product(n, m, n) + products + product(m, n, rank)
+        iterate = rates.gram * product(n, m, n) + products + product(m, n, rank)
     else:
         full = rounds if half else 2 * multiplies + 2  # half: only one product of each Rayleigh-Ritz step is in full
         iterate = (full + (2 * multiplies + 2 - full) / (rates.half or 1)) * product(m, n, block)
-    small = rounds * (12.0 * n * block**2 / rates.flops + _eigh_seconds(block, rates))
+    small = rounds * (12.0 * n * block**2 / rates.block_flops + _eigh_seconds(block, rates, batch))
     calls = 15 + 20 * rounds + 3 * multiplies
-    return iterate + small + calls * rates.call
+    return iterate + small + calls * rates.call / (batch if rates.batched else 1)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,14 +180,14 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
     m, n = max(problem.rows, problem.cols), min(problem.rows, problem.cols)
     r = problem.rank
     wide = problem.dtype == "float64" or problem.tol == 0
-    rates = RATES[problem.device, problem.capability]
+    rates = rates_of(problem)
     scale = problem.batch * (rates.wide if wide else 1.0)
     block = default_block(r, n, problem.tol) if oversample is None else min(n, r + oversample)
     multiplies = expected_multiplies(problem.tol, max_iter)
     may_half = rates.half > 0 and not wide and problem.tol is not None and m * n >= HALF_ELEMENTS
 
     def randomized(gram: bool) -> Route:
-        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, may_half, rates)
+        seconds = scale * _randomized_seconds(m, n, block, r, multiplies, gram, may_half, rates, problem.batch)
         on = "A^T A, formed once" if gram else "A and A^T"
         reason = f"about {multiplies} multiplications by A^T A on a block of {block} columns, through {on}"
         reason += ", early products in bfloat16" if may_half else ""
@@ -153,7 +200,11 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         wide,
         False,
         scale
-        * ((GRAM_SHARE * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops + _eigh_seconds(n, rates) + 15 * rates.call),
+        * (
+            (rates.gram * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops
+            + _eigh_seconds(n, rates, problem.batch)
+            + 15 * rates.call / (problem.batch if rates.batched else 1)
+        ),
         f"A^T A and a {n}x{n} symmetric eigensolver",
     )
     full_svd = Route(

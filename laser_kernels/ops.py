@@ -16,6 +16,7 @@ from torch import Tensor
 from laser_kernels import _ext, reference
 
 COMPILED = _ext.load()
+COMPILED_CUDA = COMPILED and _ext.load_cuda()
 
 
 # Columns of the (b, 6) float64 certificate that low_rank and truncated_svd return (csrc/core/request.hpp).
@@ -33,7 +34,7 @@ def _warn_no_kernels(device: str) -> None:
 
 def backend(device: torch.device) -> Any:
     """The namespace that holds low_rank, truncated_svd and the other ops for tensors on `device`."""
-    if device.type in ("cpu", "meta") and COMPILED:
+    if COMPILED and (device.type in ("cpu", "meta") or (device.type == "cuda" and COMPILED_CUDA)):
         return torch.ops.laser_kernels
     if COMPILED:
         _warn_no_kernels(device.type)
@@ -41,9 +42,14 @@ def backend(device: torch.device) -> Any:
 
 
 @functools.cache
-def capability(device: str) -> str:
-    """What dispatch.RATES tells devices of one type apart by: "bf16" for a CPU that multiplies bfloat16, else ""."""
-    return "bf16" if device == "cpu" and _ext.multiplies_bfloat16() else ""
+def capability(device: torch.device) -> str:
+    """What dispatch.rates tells devices of one type apart by: "bf16" for a CPU that multiplies bfloat16; "9.0" and the
+    like for a GPU; else ""."""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():  # asked about, not used
+            return "9.0"
+        return ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return "bf16" if device.type == "cpu" and _ext.multiplies_bfloat16() else ""
 
 
 def _factor_dtype(weight: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import mmap
 import threading
@@ -204,13 +205,14 @@ def run(
     reader: Reader,
     writer: Writer,
     layouts: Sequence[ShardLayout],
-    compute: Compute,
+    computes: Sequence[Compute],
     limit: int,
     progress: Callable[[int, int, str], None],
 ) -> None:
     """Do all steps that the writer's journal does not hold.
 
-    `compute` runs in the calling thread, in the order of the steps, and changes the tensor in place.
+    Groups are handed out in the order of the steps, each to whichever of `computes` is free: one runs in the calling
+    thread, the others in threads of their own. A compute changes the tensor in place.
     `limit`: bytes of weights that may be in memory at once. The first exception of any thread is raised; the other
     threads have ended by then.
     """
@@ -258,17 +260,24 @@ def run(
             del job  # and with it the memory, before the next group is let in
             gate.leave(nbytes)
 
-    for shard in range(len(layouts)):
-        writer.publish_if_complete(shard)
-    threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in (read, write)]
-    for thread in threads:
-        thread.start()
-    try:
+    def work(compute: Compute) -> None:
         while (job := to_compute.get()) is not None:
             assert job.loaded is not None and isinstance(job.step, Group)
             rows = tuple(dict(vars(row)) for row in compute(job.loaded.tensor, job.step))
             to_write.put(0, replace(job, rows=rows))
             del job  # the writer holds the last reference
+        to_compute.put(1, None)  # for the next one
+
+    for shard in range(len(layouts)):
+        writer.publish_if_complete(shard)
+    bodies = [read, write, *(functools.partial(work, compute) for compute in computes[1:])]
+    threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in bodies]
+    for thread in threads:
+        thread.start()
+    try:
+        work(computes[0])
+        for thread in threads[2:]:
+            thread.join()
         to_write.put(2, None)
         threads[1].join()
     except Stopped:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from laser_kernels import pipeline
 from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
+from laser_kernels.devices import Place, resolve_devices, workers
 from laser_kernels.errors import CheckpointError, NonFiniteError
+from laser_kernels.info import Info
 from laser_kernels.journal import JOURNAL_NAME
 from laser_kernels.layout import (
     DEFAULT_BUDGET,
@@ -36,25 +38,6 @@ if TYPE_CHECKING:
 
 WEIGHTS_IN_BUDGET = 4  # a quarter of the budget for weights in flight, the rest for the reduction's workspace
 ON_NONFINITE = ("error", "keep")
-
-
-def resolve_device(device: str) -> str:
-    """ "auto" as the device it stands for here. One device only."""
-    if "," in device:
-        raise ValueError(f"device {device!r}: several devices are not supported yet; name one")
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r}: must be auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: torch sees no CUDA device here; use cpu")
-    return device
 
 
 def _digest(value: Any) -> str:
@@ -85,40 +68,46 @@ def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[st
 
 
 def compute_with(tol: float, seed: int, device: str, on_nonfinite: str) -> pipeline.Compute:
-    """The function that reduces a loaded group in place and gives its rows."""
+    """The function by which one worker on `device` reduces a loaded group in place and gives its rows."""
+    place = Place(device)
 
     def reduce_tensor(tensor: torch.Tensor, group: Group) -> list[Row]:
-        import laser_kernels as lk
-
-        work = tensor if device == "cpu" else tensor.to(device)
-        keys = [matrix.key for matrix in group.matrices]
-        infos: list[Any] = [None] * len(keys)
-        good = list(range(len(keys)))
-        try:
-            _, infos = lk.low_rank(work, group.rank, tol=tol, seed=seed, key=keys, out=work, return_info=True)
-        except NonFiniteError as error:
-            labels = [group.matrices[index].label for index in error.indices]
-            if on_nonfinite == "error":
-                raise CheckpointError(
-                    f"{', '.join(labels[:5])}: holds NaN or Inf, so it has no low-rank approximation: repair it, "
-                    "leave it out of the plan, or leave it as it is with --on-nonfinite keep"
-                ) from error
-            bad = set(error.indices)
-            good = [index for index in good if index not in bad]
-            if good:  # without the bad ones; they are never written to
-                part, done = work[good], [keys[index] for index in good]
-                _, found = lk.low_rank(part, group.rank, tol=tol, seed=seed, key=done, out=part, return_info=True)
-                work[good] = part
-                for index, info in zip(good, found, strict=True):
-                    infos[index] = info
-        if work is not tensor and good:
-            tensor[good] = work[good].cpu()
+        with place.current():
+            work = place.bring(tensor)
+            infos = reduce_group(work, group, tol, seed, on_nonfinite)
+            place.take_back(work, tensor)
         return [
             Row.of(matrix.name, matrix.index, (group.rows, group.cols), group.stored_dtype, info)
             for matrix, info in zip(group.matrices, infos, strict=True)
         ]
 
     return reduce_tensor
+
+
+def reduce_group(work: torch.Tensor, group: Group, tol: float, seed: int, on_nonfinite: str) -> list[Info | None]:
+    """Reduces the matrices (b, m, n) of a group in place. None for those that `on_nonfinite` "keep" leaves as they are."""
+    import laser_kernels as lk
+
+    keys = [matrix.key for matrix in group.matrices]
+    infos: list[Info | None] = [None] * len(keys)
+    try:
+        _, found = lk.low_rank(work, group.rank, tol=tol, seed=seed, key=keys, out=work, return_info=True)
+        return list(found)
+    except NonFiniteError as error:
+        labels = [group.matrices[index].label for index in error.indices]
+        if on_nonfinite == "error":
+            raise CheckpointError(
+                f"{', '.join(labels[:5])}: holds NaN or Inf, so it has no low-rank approximation: repair it, "
+                "leave it out of the plan, or leave it as it is with --on-nonfinite keep"
+            ) from error
+        good = [index for index in range(len(keys)) if index not in set(error.indices)]
+    if good:  # without the bad ones; they are never written to
+        part, some = work[good], [keys[index] for index in good]
+        _, found = lk.low_rank(part, group.rank, tol=tol, seed=seed, key=some, out=part, return_info=True)
+        work[good] = part
+        for index, info in zip(good, found, strict=True):
+            infos[index] = info
+    return infos
 
 
 @contextmanager
@@ -158,7 +147,7 @@ def reduce_checkpoint(
         plan: a YAML file, a mapping or a Plan.
         tol: accepted excess over the optimal residual, as in `low_rank`.
         seed: with each tensor's name, decides the random sketch.
-        device: "cpu", "cuda", "cuda:1", ... or "auto".
+        device: "cpu", "cuda", "cuda:1", a list like "cuda:0,cuda:1", each of which takes its share, or "auto".
         memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call.
         resume: go on with what an interrupted run left in `dst`; the result is bitwise that of one run.
         on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are.
@@ -175,7 +164,7 @@ def reduce_checkpoint(
     started = time.perf_counter()
     source, destination = Path(src), Path(dst)
     _check_arguments(tol, seed, on_nonfinite)
-    device = resolve_device(device)
+    devices = resolve_devices(device)
     chosen = as_plan(plan)
     with Reader(source) as reader:
         check_destination(source, destination, resume)
@@ -184,7 +173,7 @@ def reduce_checkpoint(
             **{
                 "tol": tol,
                 "seed": seed,
-                "device": device,
+                "device": ",".join(devices),
                 "memory_budget": memory_budget or DEFAULT_BUDGET,
             },
             "on_nonfinite": on_nonfinite,
@@ -201,10 +190,10 @@ def reduce_checkpoint(
         try:
             _refuse_kept(_rows(writer, work), on_nonfinite)
             limit = (memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET
-            compute = compute_with(tol, seed, device, on_nonfinite)
+            computes = [compute_with(tol, seed, name, on_nonfinite) for name in workers(devices)]
             with _threads_of(writer), warnings.catch_warnings():
                 warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
-                pipeline.run(reader, writer, work.layouts, compute, limit, progress or automatic())
+                pipeline.run(reader, writer, work.layouts, computes, limit, progress or automatic())
             notes = work.selection.notes + ((f"not copied: {', '.join(left)}",) if left else ())
             report = Report(
                 rows=_rows(writer, work),

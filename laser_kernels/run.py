@@ -59,7 +59,9 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
     """
     b, m, n = bucket.tensor.shape
     device = bucket.tensor.device.type
-    problem = Problem(m, n, bucket.rank, str(bucket.tensor.dtype)[6:], options.tol, device, b, ops.capability(device))
+    problem = Problem(
+        m, n, bucket.rank, str(bucket.tensor.dtype)[6:], options.tol, device, b, ops.capability(bucket.tensor.device)
+    )
     first = path = choose(problem, options.route, options.oversample, options.max_iter)
     backend = ops.backend(bucket.tensor.device)
     infos: dict[int, Info] = {}
