@@ -6,10 +6,13 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check --quiet
 MODEL = .cache/smollm2-135m
 RESULTS = bench/results/cpu-$(shell date +%F).jsonl
+ARCHS ?= 80-real;90a-real;100-real;120
+# Python links neither: AddressSanitizer must come first, and finds __cxa_throw in libstdc++.
+ASAN = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libstdc++.so)
 NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(wildcard csrc/*/*.hpp csrc/*/*.cpp python/*.hpp python/*.cpp)
 
-.PHONY: help env demo demo-model test lint format cuda bench figures clean
+.PHONY: help env demo demo-model test lint format cuda emu-test gpu-check bench figures clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -56,8 +59,19 @@ format: $(VENV)/lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-cuda: $(VENV)/torch  ## build with the CUDA backend or fail
-	PATH="$(abspath $(VENV)/bin):$$PATH" LASER_CUDA=ON $(PIP) install --no-build-isolation -e ".[test]"
+cuda: $(VENV)/torch  ## the CUDA library for four architectures, and the gate on its machine code; no GPU needed
+	PATH="$(abspath $(VENV)/bin):$$PATH" LASER_CUDA=ON LASER_CUDA_ARCHS="$(ARCHS)" \
+	  $(PIP) install --no-build-isolation -e ".[test,cuda-tools]"
+	$(PY) bench/resources.py
+
+emu-test: $(VENV)/built  ## every CUDA kernel under the CPU emulator, then once more under AddressSanitizer
+	$(PY) -m pytest tests/test_emulated*.py
+	LASER_EMU_SANITIZE=address $(PY) tests/emulator.py
+	LASER_EMU_SANITIZE=address ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 LD_PRELOAD="$(ASAN)" \
+	  $(PY) -m pytest --capture=sys tests/test_emulated*.py  # sys: a report is printed although the process is killed
+
+gpu-check:  ## on a machine with a GPU, offline: build, test, sanitize, time (GPU_CHECK=build|test|sanitize|bench for a part)
+	$(PYTHON) bench/gpu_check.py
 
 figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measured here (about 40 minutes)
 	$(PY) bench/accuracy.py --tol0 --out $(RESULTS)

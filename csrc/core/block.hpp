@@ -20,7 +20,9 @@ struct Block {
     return {data, count, rows, cols, rows * cols, cols, 1};
   }
   LASER_HOST_DEVICE Block transposed() const { return {data, count, cols, rows, stride, col_stride, row_stride}; }
-  LASER_HOST_DEVICE Block matrix(int64_t b) const { return {data + b * stride, 1, rows, cols, stride, row_stride, col_stride}; }
+  LASER_HOST_DEVICE Block matrix(int64_t b) const {
+    return {data + b * stride, 1, rows, cols, stride, row_stride, col_stride};
+  }
   LASER_HOST_DEVICE Block batch(int64_t first, int64_t n) const {
     return {data + first * stride, n, rows, cols, stride, row_stride, col_stride};
   }
@@ -30,7 +32,9 @@ struct Block {
   LASER_HOST_DEVICE Block corner(int64_t i, int64_t j, int64_t m, int64_t n) const {
     return {data + i * row_stride + j * col_stride, count, m, n, stride, row_stride, col_stride};
   }
-  LASER_HOST_DEVICE T& at(int64_t b, int64_t i, int64_t j) const { return data[b * stride + i * row_stride + j * col_stride]; }
+  LASER_HOST_DEVICE T& at(int64_t b, int64_t i, int64_t j) const {
+    return data[b * stride + i * row_stride + j * col_stride];
+  }
   // A view to read from. (A template so that Block<const T> does not convert to itself.)
   template <typename U, typename = std::enable_if_t<std::is_same_v<U, const T> && !std::is_const_v<T>>>
   LASER_HOST_DEVICE operator Block<U>() const {

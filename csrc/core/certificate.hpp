@@ -30,10 +30,10 @@ struct Tolerance {
 
 // What is known of one matrix after a Rayleigh-Ritz step.
 struct Progress {
-  double missing = -1;     // latest estimate of the energy that the optimum holds beyond the captured; negative: none yet
-  double bound = 0;        // latest excess bound
-  double remainder = 0;    // latest ||A||^2 - captured
-  double cut = 0;          // upper end of the interval that the next filter damps, 0: plain power
+  double missing = -1;   // latest estimate of the energy that the optimum holds beyond the captured; negative: none yet
+  double bound = 0;      // latest excess bound
+  double remainder = 0;  // latest ||A||^2 - captured
+  double cut = 0;        // upper end of the interval that the next filter damps, 0: plain power
   int64_t iterations = 0;  // multiplications by G so far
   int needed = 1;          // degree that the next filter needs
   int reach = 1;           // degree that it may have
@@ -113,7 +113,7 @@ LASER_HOST_DEVICE inline double smaller(double a, double b) { return a < b ? a :
 // Chebyshev polynomial of degree d at x >= 1, where it grows with d and with x.
 LASER_HOST_DEVICE inline double chebyshev_value(int64_t degree, double x) {
   double before = 1, value = x = larger(x, 1.0);
-  for (int64_t d = 1; d < degree && value < 1e150; ++d) {
+  LASER_NO_UNROLL for (int64_t d = 1; d < degree && value < 1e150; ++d) {
     const double next = 2 * x * value - before;
     before = value;
     value = next;
@@ -165,7 +165,7 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   for (int64_t i = team.first(); i < rank; i += team.step()) {
     const double value = larger(theta[i], 0.0);
     double total = loss[i];
-    for (int64_t j = rank; j < block; ++j) {
+    LASER_NO_UNROLL for (int64_t j = rank; j < block; ++j) {
       total += full ? 0.0 : ritz_loss(theta[i], loss[i] * loss[j] / dimensions, theta[j]);
     }
     loss[i] = total;
@@ -226,7 +226,8 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
       };
       p.needed = kMaxDegree;
       if (t.tol >= 0) {
-        // Out of reach even if the estimate is pessimistic, and all that is left were one filter of four times the degree?
+        // Out of reach even if the estimate is pessimistic, and all that is left were one filter of four times the
+        // degree?
         const double best = chebyshev_value(4 * step.multiplies_left, x_rank);
         if (kSafety * missing > asked * best * best) {
           p.status = Status::kNotConverged;
@@ -257,7 +258,7 @@ LASER_HOST_DEVICE double perturbation_loss(const Team& team, const double* lambd
                                            double error) {
   double loss = 0;
   for (int64_t i = team.first(); i < rank; i += team.step()) {
-    for (int64_t j = rank; j < n; ++j) {
+    LASER_NO_UNROLL for (int64_t j = rank; j < n; ++j) {
       const double gap = lambda[i] - lambda[j];
       loss += gap > error ? error * error / gap : certificate::larger(gap, 0.0);
     }

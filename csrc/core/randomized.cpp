@@ -28,7 +28,8 @@ namespace {
 // Plain multiplications before the first Rayleigh-Ritz step, at least.
 constexpr int64_t kStart = 2;
 
-// Passes of CholeskyQR within the loop, where nobody looks at what they did, and on a basis that they left unorthogonal.
+// Passes of CholeskyQR within the loop, where nobody looks at what they did, and on a basis that they left
+// unorthogonal.
 constexpr int kPasses = 2;
 constexpr int kRepairPasses = 8;
 constexpr int kRepairs = 2;

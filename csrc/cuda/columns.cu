@@ -1,7 +1,6 @@
-#include "cuda/columns.cuh"
-
 #include <limits>
 
+#include "cuda/columns.cuh"
 #include "cuda/columns.hpp"
 
 namespace laser {
@@ -78,18 +77,24 @@ cudaError_t scale_columns(Block<const T> from, const double* scale, Block<To> to
   return elementwise(sel, from.rows, from.cols, ScaleColumns<T, To>{from, scale, to}, stream);
 }
 
-#define LASER_INSTANTIATE(T)                                                                                     \
-  template cudaError_t copy(Block<const T>, Block<T>, Selection, cudaStream_t);                                  \
-  template cudaError_t slice(Block<const T>, Block<BFloat16>, int, int64_t, Selection, cudaStream_t);            \
-  template cudaError_t mirror(Block<T>, Selection, cudaStream_t);                                                \
-  template cudaError_t chebyshev(Block<const T>, Block<const T>, const Progress*, int, Block<T>, Selection,      \
-                                 cudaStream_t);                                                                  \
+template <typename T>
+cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, 1, row.cols, WidenRow<T>{row, out}, stream);
+}
+
+#define LASER_INSTANTIATE(T)                                                                                      \
+  template cudaError_t copy(Block<const T>, Block<T>, Selection, cudaStream_t);                                   \
+  template cudaError_t slice(Block<const T>, Block<BFloat16>, int, int64_t, Selection, cudaStream_t);             \
+  template cudaError_t mirror(Block<T>, Selection, cudaStream_t);                                                 \
+  template cudaError_t chebyshev(Block<const T>, Block<const T>, const Progress*, int, Block<T>, Selection,       \
+                                 cudaStream_t);                                                                   \
   template cudaError_t ritz_residuals(Block<const T>, Block<const T>, const double*, double*, double*, Selection, \
-                                      cudaStream_t);                                                             \
-  template cudaError_t squared_norm(Block<const T>, double*, double*, Selection, cudaStream_t);                  \
-  template cudaError_t diagonal(Block<const T>, Block<T>, double*, int*, Selection, cudaStream_t);               \
-  template cudaError_t column_signs(Block<const T>, double*, Selection, cudaStream_t);                           \
-  template cudaError_t scale_columns(Block<const T>, const double*, Block<float>, Selection, cudaStream_t);      \
+                                      cudaStream_t);                                                              \
+  template cudaError_t squared_norm(Block<const T>, double*, double*, Selection, cudaStream_t);                   \
+  template cudaError_t diagonal(Block<const T>, Block<T>, double*, int*, Selection, cudaStream_t);                \
+  template cudaError_t widen_row(Block<const T>, double*, Selection, cudaStream_t);                               \
+  template cudaError_t column_signs(Block<const T>, double*, Selection, cudaStream_t);                            \
+  template cudaError_t scale_columns(Block<const T>, const double*, Block<float>, Selection, cudaStream_t);       \
   template cudaError_t scale_columns(Block<const T>, const double*, Block<double>, Selection, cudaStream_t)
 
 LASER_INSTANTIATE(float);

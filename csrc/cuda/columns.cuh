@@ -1,4 +1,5 @@
-// Work:    elementwise steps as in elementwise.cuh. Column sums: one block per 32 columns and kSumRows rows, 8 rows side
+// Work:    elementwise steps as in elementwise.cuh. Column sums: one block per 32 columns and kSumRows rows, 8 rows
+// side
 //          by side, then one thread per column adds the parts up.
 // Memory:  copy 2, slice 1 + slices/2, chebyshev 2 to 4, column sums 1 or 2 passes over a block; all bounded by bytes.
 // Order:   sums are float64, in an order that depends on the shape alone.
@@ -63,6 +64,14 @@ struct ScaleColumns {
   __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
     to.at(b, i, j) = To(double(from.at(b, i, j)) * scale[b * from.cols + j]);
   }
+};
+
+template <typename T>
+struct WidenRow {
+  Block<const T> row;
+  double* out;
+
+  __device__ void operator()(int64_t b, int64_t, int64_t j) const { out[b * row.cols + j] = double(row.at(b, 0, j)); }
 };
 
 // One block per 32x32 tile on or below the diagonal: read along rows, written along rows of the transpose.
@@ -148,8 +157,8 @@ __global__ void __launch_bounds__(128) add_chunks_kernel(const double* __restric
 }
 
 // out[b] = sum over chunks and columns; one block per matrix.
-__global__ void __launch_bounds__(256) add_all_kernel(const double* __restrict__ partial, int64_t per_matrix,
-                                                      double* __restrict__ out, Selection sel) {
+__global__ void __launch_bounds__(256)
+    add_all_kernel(const double* __restrict__ partial, int64_t per_matrix, double* __restrict__ out, Selection sel) {
   __shared__ double scratch[32];
   double sum = 0;
   for (int64_t e = threadIdx.x; e < per_matrix; e += blockDim.x) {
@@ -166,8 +175,8 @@ constexpr double kDiagonal = 8.0;
 
 // One block per matrix.
 template <typename T>
-__global__ void __launch_bounds__(256) diagonal_kernel(Block<const T> m, Block<T> u, double eps, double* sigma,
-                                                       int* diagonal, Selection sel) {
+__global__ void __launch_bounds__(256)
+    diagonal_kernel(Block<const T> m, Block<T> u, double eps, double* sigma, int* diagonal, Selection sel) {
   __shared__ double scratch[32];
   const int64_t b = sel[blockIdx.x], l = m.cols;
   double off = 0, top = 0;
@@ -198,8 +207,8 @@ __global__ void __launch_bounds__(256) diagonal_kernel(Block<const T> m, Block<T
 
 // One block per 32 columns of a matrix. The first of equal magnitudes counts.
 template <typename T>
-__global__ void __launch_bounds__(256) column_signs_kernel(Block<const T> u, int64_t strips, double* sign,
-                                                           Selection sel) {
+__global__ void __launch_bounds__(256)
+    column_signs_kernel(Block<const T> u, int64_t strips, double* sign, Selection sel) {
   __shared__ T value[8][32];
   __shared__ int64_t where[8][32];
   const int x = threadIdx.x % 32, y = threadIdx.x / 32;

@@ -3,9 +3,10 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "core/block.hpp"
 #include "core/certificate.hpp"
 #include "core/dtype.hpp"
-#include "cuda/batch.cuh"
+#include "cuda/selection.hpp"
 
 namespace laser {
 
@@ -49,5 +50,9 @@ cudaError_t column_signs(Block<const T> u, double* sign, Selection sel, cudaStre
 // to(i, j) = from(i, j) * scale[b * cols + j], rounded to To.
 template <typename T, typename To>
 cudaError_t scale_columns(Block<const T> from, const double* scale, Block<To> to, Selection sel, cudaStream_t stream);
+
+// out[b * cols + j] = row(b, 0, j).
+template <typename T>
+cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream_t stream);
 
 }  // namespace laser

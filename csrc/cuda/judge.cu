@@ -1,5 +1,4 @@
 #include "cuda/judge.cuh"
-
 #include "cuda/judge.hpp"
 
 namespace laser {

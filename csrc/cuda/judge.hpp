@@ -3,7 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "core/certificate.hpp"
-#include "cuda/batch.cuh"
+#include "cuda/selection.hpp"
 
 namespace laser {
 

@@ -9,7 +9,7 @@
 #define LASER_DYNAMIC_SHARED(T, name)                             \
   extern __shared__ __align__(128) unsigned char laser_shared_[]; \
   T* name = reinterpret_cast<T*>(laser_shared_)
-#else
+#elif defined(LASER_EMULATED)
 #define LASER_DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(emu::dynamic_shared())
 #endif
 
@@ -18,6 +18,7 @@ namespace laser {
 // What a block may have without asking for more.
 constexpr size_t kSharedDefault = 48 << 10;
 
+#if defined(__CUDACC__) || defined(LASER_EMULATED)
 // Runs kernel(arguments...) on the stream. Arguments are converted to the kernel's parameter types.
 template <typename... P, typename... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
@@ -38,5 +39,6 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
   return cudaSuccess;
 #endif
 }
+#endif
 
 }  // namespace laser

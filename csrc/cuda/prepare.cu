@@ -1,8 +1,7 @@
-#include "cuda/prepare.cuh"
-
 #include <type_traits>
 
 #include "cuda/elementwise.cuh"
+#include "cuda/prepare.cuh"
 
 namespace laser {
 namespace {

@@ -44,8 +44,9 @@ __global__ void __launch_bounds__(kPrepareThreads)
     sum += scaled * scaled;
     top = Larger()(size, top);
   };
-  const bool aligned = (reinterpret_cast<uintptr_t>(weight) | uintptr_t(stride * sizeof(E)) |
-                        uintptr_t(row_stride * sizeof(E))) % 16 == 0;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(weight) | uintptr_t(stride * sizeof(E)) | uintptr_t(row_stride * sizeof(E))) % 16 ==
+      0;
   for (int64_t i = first; i < last; ++i) {
     const E* row = weight + b * stride + i * row_stride;
     int64_t j = threadIdx.x;
@@ -73,8 +74,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
 
 // One warp per matrix. again: the second pass, over matrices with an exponent.
 template <bool kAgain>
-__global__ void __launch_bounds__(32)
-    prepare_finish_kernel(const double* __restrict__ partial, int64_t chunks, bool wide, bool scale_sum, Prepared* out) {
+__global__ void __launch_bounds__(32) prepare_finish_kernel(const double* __restrict__ partial, int64_t chunks,
+                                                            bool wide, bool scale_sum, Prepared* out) {
   const int64_t b = blockIdx.x;
   if (kAgain && out[b].exponent == 0) {
     return;

@@ -1,7 +1,6 @@
-#include "cuda/sketch.cuh"
-
 #include <algorithm>
 
+#include "cuda/sketch.cuh"
 #include "cuda/sketch.hpp"
 
 namespace laser {

@@ -19,9 +19,8 @@ struct SketchKeys {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kSketchThreads)
-    sketch_kernel(Block<T> q,  // (count, n, l) row-major
-                  uint64_t seed, int64_t chunks, const SketchKeys keys) {
+__global__ void __launch_bounds__(kSketchThreads) sketch_kernel(Block<T> q,  // (count, n, l) row-major
+                                                                uint64_t seed, int64_t chunks, const SketchKeys keys) {
   const int64_t b = blockIdx.x / chunks, first = int64_t(blockIdx.x % chunks) * kSketchRows;
   const SketchKey key = sketch_key(seed, uint64_t(keys.of[b]));
   const int64_t pairs = (q.cols + 1) / 2, rows = q.rows - first < kSketchRows ? q.rows - first : kSketchRows;

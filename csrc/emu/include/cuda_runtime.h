@@ -9,6 +9,7 @@
 
 #include "emu/emu.hpp"
 
+#define LASER_EMULATED
 #define __global__
 #define __device__
 #define __host__
@@ -42,7 +43,12 @@ inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
 using cudaError_t = int;
 using cudaStream_t = struct CUstream_st*;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoKernelImageForDevice = 209
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,

@@ -1,0 +1,292 @@
+"""One offline command on a machine with a GPU: build, test, sanitize, time. `make gpu-check` runs it.
+
+    GPU_CHECK=build,test,sanitize,bench python3 bench/gpu_check.py        (default: all four)
+
+Takes this python3 as it is (torch with CUDA, setuptools, cmake, ninja, pybind11, pytest); no network, no venv.
+  build     the extension with CUDA, in place, for sm_90a (LASER_CUDA_ARCHS to change it); LASER_PREBUILT=1: libraries that
+            came along are taken instead
+  test      the tests marked gpu, then the contract tests with LASER_TEST_DEVICE=cuda
+  sanitize  compute-sanitizer memcheck and racecheck, on our kernels in `-m gpu -k kernel`; a sanitizer that refuses the
+            device is recorded as refused
+  bench     bench/speed_cuda.py
+Under 9 minutes (GPU_CHECK_SECONDS=530); each part has what the later ones do not need. Appends JSON lines to
+$OUT/gpu-check.jsonl, else bench/results/<gpu>-<date>.jsonl, and keeps the parts' logs in $OUT, else build/gpu-check.
+LASER_COMMIT names the commit where there is no .git. A table comes last; exit code 1 where build or test failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# Seconds kept for each part while earlier ones run.
+SHARES = {"build": 130, "test": 120, "sanitize": 60, "bench": 200}
+CONTRACT = ("truncated_svd", "api", "ops", "determinism", "orthonormalize", "sketch", "reference", "dispatch")
+TOOLS = ("memcheck", "racecheck")
+SANITIZER_ERRORS = 86  # exit code asked of compute-sanitizer
+COMPILING = re.compile(r"CMake|-- Configuring|ninja")  # in pip's output: it came as far as our build
+NO_TESTS = 5  # pytest's exit code where it collected none
+REFUSED = re.compile(r"Device not supported|not supported on this device|Unable to (?:initialize|find)|error 999", re.I)
+PROBE = """
+import json
+import torch
+import laser_kernels as lk
+from laser_kernels.ops import COMPILED
+gpu = torch.cuda.is_available()
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+print(json.dumps({
+    "gpu": torch.cuda.get_device_name() if gpu else None,
+    "cuda_kernels": bool(COMPILED and has("laser_kernels::low_rank", "CUDA")),
+    "ran": float(lk.low_rank(torch.eye(64, device="cuda"), 8).trace()) if gpu else None,
+}))
+"""
+
+
+@dataclass
+class Done:
+    """One part, or a step of it."""
+
+    part: str
+    status: str  # ok | failed | refused | skipped: why
+    seconds: float
+    command: str = ""
+    details: str = ""
+
+    @property
+    def gates(self) -> bool:
+        """Whether this makes the exit code 1."""
+        return self.part.split()[0] in ("build", "test") and self.status != "ok"
+
+
+class Check:
+    """The run: where results go, how much time is left, what was done."""
+
+    def __init__(self, parts: list[str]):
+        self.parts, self.done = parts, list[Done]()
+        self.stop = time.monotonic() + float(os.environ.get("GPU_CHECK_SECONDS", 530))
+        out = os.environ.get("OUT")
+        self.logs = Path(out) if out else ROOT / "build" / "gpu-check"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.gpu, self.driver = nvidia_smi()
+        name = re.sub(r"[^a-z0-9]+", "-", (self.gpu or "no-gpu").lower()).strip("-")
+        self.results = (
+            self.logs / "gpu-check.jsonl" if out else ROOT / "bench" / "results" / f"{name}-{date.today()}.jsonl"
+        )
+        # The package is importable from the root whether or not pip may install into this Python.
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+    def limit(self, part: str) -> float:
+        """Seconds this part may take: what is left, less what the later parts are kept."""
+        later = self.parts[self.parts.index(part) + 1 :]
+        return max(0.0, self.stop - time.monotonic() - sum(SHARES[name] for name in later))
+
+    def run(self, what: str, command: list[str], limit: float, **environment: str) -> tuple[int | None, str, float]:
+        """(exit code, None after `limit` seconds; output; seconds); the output goes to a log and is shown if it fails."""
+        start, log = time.monotonic(), self.logs / f"{what.replace(' ', '-')}.log"
+        shown = " ".join([*(f"{key}={value}" for key, value in environment.items()), shlex.join(command)])
+        print(f"== {what} (at most {limit:.0f} s): {shown}", flush=True)
+        with log.open("w") as stream:
+            child = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment | environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code: int | None = child.wait(max(1.0, limit))
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                code = None
+        text = log.read_text(errors="replace")
+        print("\n".join(text.splitlines()[-(6 if code == 0 else 40) :]), flush=True)
+        return code, text, time.monotonic() - start
+
+    def record(self, part: str, status: str, seconds: float, command: str = "", details: str = "") -> None:
+        done = Done(part, status, seconds, command, details)
+        self.done.append(done)
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        with self.results.open("a") as stream:
+            stream.write(json.dumps(self.row(done)) + "\n")
+
+    def row(self, done: Done) -> dict[str, Any]:
+        """A row with the keys of bench/timing.py, and `details`."""
+        values = {"op": f"gpu-check {done.part}", "device": "cuda", "gpu": self.gpu, "status": done.status}
+        values |= {"command": done.command, "seconds": round(done.seconds, 1) if done.status == "ok" else None}
+        try:
+            import timing
+        except ImportError as error:  # no torch: still a row
+            return values | {"details": f"{done.details} {error}".strip()}
+        made = timing.row(**values)
+        made["commit"] = made["commit"] or os.environ.get("LASER_COMMIT")
+        made["versions"] |= {"driver": self.driver}
+        return made | {"details": done.details}
+
+
+def nvidia_smi() -> tuple[str | None, str | None]:
+    """(name, driver) of the first GPU."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None, None
+    if done.returncode != 0 or "," not in done.stdout:
+        return None, None
+    name, driver = done.stdout.splitlines()[0].rsplit(",", 1)
+    return name.strip(), driver.strip()
+
+
+def state(code: int | None) -> str:
+    """An exit code as a status."""
+    return "ok" if code == 0 else "failed: out of time" if code is None else f"failed: exit code {code}"
+
+
+def last_line(text: str) -> str:
+    """The last line with something in it."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:200]
+
+
+def build(check: Check) -> None:
+    """The extension, and a probe that it runs on the device."""
+    start, limit, status, command = time.monotonic(), check.limit("build"), "ok", ["(prebuilt)"]
+    if os.environ.get("LASER_PREBUILT") != "1":
+        settings = {"LASER_CUDA": "ON"}
+        settings["LASER_CUDA_ARCHS"] = os.environ.get("LASER_CUDA_ARCHS", "90a-real")
+        settings["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-v"]
+        command += ["--no-build-isolation", "--no-deps", "--no-index", "-e", "."]
+        code, text, _ = check.run("build", command, limit, **settings)
+        if code not in (0, None) and not COMPILING.search(text):  # pip refused before anything was compiled
+            command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+            code, text, _ = check.run("build in place", command, check.limit("build"), **settings)
+        status = state(code)
+    details = ""
+    if status == "ok":
+        code, text, _ = check.run("probe", [sys.executable, "-c", PROBE], 60)
+        status, details = state(code), last_line(text)
+        if code == 0:
+            found = json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
+            if check.gpu is None or not found["gpu"]:
+                status = "failed: no GPU that torch can use"
+            elif not found["cuda_kernels"]:
+                status = "failed: the build has no CUDA kernels"
+            elif not abs(found["ran"] - 8) < 1e-3:
+                status = "failed: wrong answer"
+    check.record("build", status, time.monotonic() - start, shlex.join(command), details)
+
+
+def test(check: Check) -> None:
+    """Tests marked gpu, then the contract tests on CUDA; no test run is a failure too."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    contract = [f"tests/test_{name}.py" for name in CONTRACT if (ROOT / "tests" / f"test_{name}.py").exists()]
+    steps = {"test gpu": ["-m", "gpu", "tests"], "test contract": contract}
+    for what, selection in steps.items():
+        limit = check.limit("test") * (0.5 if what == "test gpu" else 1)
+        command = [*pytest, *selection]
+        code, text, seconds = check.run(what, command, limit, LASER_TEST_DEVICE="cuda")
+        status = "failed: no tests" if code == NO_TESTS else state(code)
+        check.record(what, status, seconds, "LASER_TEST_DEVICE=cuda " + shlex.join(command), last_line(text))
+
+
+def sanitize(check: Check) -> None:
+    """compute-sanitizer over the kernel tests; only our kernels are instrumented."""
+    tool = shutil.which("compute-sanitizer")
+    tool = tool or next(map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None)
+    for number, name in enumerate(TOOLS):
+        what, limit = f"sanitize {name}", check.limit("sanitize") / (len(TOOLS) - number)
+        if tool is None or limit < 5:
+            check.record(what, "skipped: " + ("not installed" if tool is None else "no time left"), 0.0)
+            continue
+        command = [tool, "--tool", name, "--error-exitcode", str(SANITIZER_ERRORS), "--kernel-name", "kns=5laser"]
+        command += ["--report-api-errors", "no"] if name == "memcheck" else []  # torch asks and copes
+        command += [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests",
+            "-m",
+            "gpu",
+            "-k",
+            "kernel",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
+        # Each tensor its own allocation, so that memcheck sees accesses past its end.
+        code, text, seconds = check.run(
+            what, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1", LASER_TEST_DEVICE="cuda"
+        )
+        summary = next((line for line in reversed(text.splitlines()) if "SUMMARY" in line), last_line(text))
+        if code == 0:
+            status = "ok"
+        elif (
+            code == SANITIZER_ERRORS
+            and re.search(r"SUMMARY: .*[1-9]\d* (?:error|hazard)", text)
+            and not REFUSED.search(text)
+        ):
+            status = "failed: errors found"
+        elif REFUSED.search(text):
+            status = "refused"
+        else:
+            status = "failed: no tests" if code == NO_TESTS else state(code)
+        check.record(what, status, seconds, shlex.join(command), summary.strip("= ")[:200])
+
+
+def bench(check: Check) -> None:
+    """The timing; its rows go to the same file."""
+    limit = check.limit("bench")
+    budget = min(220.0, limit - 15)
+    if budget < 20:
+        check.record("bench", "skipped: no time left", 0.0)
+        return
+    command = [sys.executable, "bench/speed_cuda.py", "--budget", f"{budget:.0f}", "--out", str(check.results)]
+    code, text, seconds = check.run("bench", command, limit)
+    print(text, flush=True)
+    check.record("bench", state(code), seconds, shlex.join(command), last_line(text))
+
+
+PARTS = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
+
+
+def chosen(text: str | None) -> list[str]:
+    """The parts GPU_CHECK asks for, in their order; all where it is empty."""
+    asked = re.split(r"[\s,|+]+", text.strip()) if text and text.strip() else list(PARTS)
+    unknown = [name for name in asked if name not in PARTS]
+    if unknown:
+        raise SystemExit(f"GPU_CHECK must name some of {', '.join(PARTS)}; got {', '.join(unknown)}")
+    return [name for name in PARTS if name in asked]
+
+
+def main() -> int:
+    check = Check(chosen(os.environ.get("GPU_CHECK")))
+    print(f"GPU {check.gpu or 'none'}, driver {check.driver or 'none'}, results in {check.results}", flush=True)
+    for name in check.parts:
+        if name != "build" and any(done.gates and done.part == "build" for done in check.done):
+            check.record(name, "skipped: no build", 0.0)
+        elif name != "build" and check.gpu is None:
+            check.record(name, "failed: no GPU", 0.0)
+        else:
+            PARTS[name](check)
+    print(f"\n{'part':<20} {'seconds':>8}  status")
+    for done in check.done:
+        print(f"{done.part:<20} {done.seconds:8.1f}  {done.status}  {done.details[:110]}")
+    return 1 if any(done.gates for done in check.done) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

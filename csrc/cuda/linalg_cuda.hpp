@@ -1,0 +1,75 @@
+// The driver's interface (core/linalg.hpp) on an NVIDIA GPU: products by cuBLAS, dense eigenproblems too large for a
+// block's shared memory by the context's solver, the rest by our kernels. Everything is enqueued on one stream; only
+// read, diagonal and the dense solvers wait for it.
+#pragma once
+#include <vector>
+
+#include "core/linalg.hpp"
+#include "cuda/context.hpp"
+#include "cuda/products.hpp"
+#include "cuda/selection.hpp"
+
+namespace laser {
+
+// The weights in the forms that products need. rounded: A in bfloat16, exact where `exact`, and then `weight` is not
+// needed: products in full precision slice the other operand.
+template <typename T>
+struct Operand {
+  Block<const T> weight;
+  Block<const BFloat16> rounded;
+  bool exact;
+};
+
+template <typename T>
+class LinalgCuda final : public Linalg<T> {
+ public:
+  LinalgCuda(const CudaContext& context, int64_t count, const Operand<T>& operand = {});
+
+  void select(const std::vector<int64_t>& matrices) override;
+  void forward(Block<const T> q, Block<T> y, Precision precision) override;
+  void backward(Block<const T> y, Block<T> x, Precision precision) override;
+  void weight_gram(Block<T> g) override;
+  void copy(Block<const T> from, Block<T> to) override;
+  void multiply(Block<const T> a, Block<const T> b, Block<T> c) override;
+  void gram(Block<const T> a, Block<T> g) override;
+  void round(Block<const T> from, Block<BFloat16> to) override;
+  void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) override;
+  void sketch(Block<T> q, uint64_t seed, const int64_t* keys) override;
+  void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) override;
+  void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) override;
+  void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) override;
+  void squared_norm(Block<const T> x, double* out) override;
+  void small_eigh(Block<const T> h, Block<T> w, double* theta) override;
+  void small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) override;
+  bool diagonal(Block<const T> m, Block<T> u, double* sigma) override;
+  void judge(const RitzStep& step) override;
+  void judge_exact(const ExactStep& step) override;
+  void read(const Progress* progress, std::vector<Progress>& host) override;
+
+  const Batch& batch() const { return batch_; }
+
+ private:
+  // Scratch that grows and is kept.
+  template <typename E>
+  static E* room(const CudaContext& context, DeviceArray<E>& scratch, int64_t n);
+  // c = a b where a is in bfloat16 and b is cut into `slices` of it.
+  void multiply_sliced(Block<const BFloat16> a, Block<const T> b, Block<T> c, int slices);
+
+  const CudaContext& context_;
+  Operand<T> operand_;
+  int64_t count_;
+  Batch batch_;
+  DeviceArray<int> index_;                        // (count) selection on the device
+  DeviceArray<void*> addresses_;                  // (3 count)
+  DeviceArray<double> deviation_;                 // (count) of the last CholeskyQR pass
+  DeviceArray<int> shifted_, defect_, diagonal_;  // (count)
+  DeviceArray<double> partials_;
+  DeviceArray<BFloat16> slices_;
+  DeviceArray<T> block_, values_;
+};
+
+// Bytes of scratch per matrix that an object takes beyond what the driver's own scratch counts.
+template <typename T>
+int64_t linalg_cuda_bytes(int64_t rows, int64_t cols, int64_t block);
+
+}  // namespace laser

@@ -1,0 +1,227 @@
+// The whole CUDA backend on the host: driver, LinalgCuda, kernels, with a host's cuBLAS and dense solver.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "cuda/dense_solvers.hpp"
+#include "cuda/linalg_cuda.hpp"
+#include "cuda/rank_reduce.hpp"
+#include "emulated.hpp"
+#include "fake_cublas.hpp"
+
+namespace {
+
+using namespace laser;
+
+// One-sided Jacobi in float64; symmetric problems as SVDs of h + shift I would lose their signs, so those go by
+// two-sided rotations.
+class HostSolver final : public DenseSolver {
+ public:
+  int64_t calls = 0;
+
+  void eigh(Block<const float> h, Block<float> w, double* theta, Selection sel) override { solve(h, w, theta, sel); }
+  void eigh(Block<const double> h, Block<double> w, double* theta, Selection sel) override { solve(h, w, theta, sel); }
+  void svd(Block<const float> a, Block<float> u, float* s, Block<float> vt, Selection sel, int* status) override {
+    decompose(a, u, s, vt, sel, status);
+  }
+  void svd(Block<const double> a, Block<double> u, double* s, Block<double> vt, Selection sel, int* status) override {
+    decompose(a, u, s, vt, sel, status);
+  }
+
+ private:
+  template <typename T>
+  void solve(Block<const T> h, Block<T> w, double* theta, Selection sel) {
+    ++calls;
+    const int64_t l = h.cols;
+    for (int s = 0; s < sel.count; ++s) {
+      const int64_t b = sel[s];
+      std::vector<double> a(l * l), v(l * l, 0.0);
+      for (int64_t i = 0; i < l; ++i) {
+        v[i * l + i] = 1;
+        for (int64_t j = 0; j < l; ++j) {
+          a[i * l + j] = h.at(b, i, j);
+        }
+      }
+      for (int sweep = 0; sweep < 40; ++sweep) {
+        for (int64_t p = 0; p < l; ++p) {
+          for (int64_t q = p + 1; q < l; ++q) {
+            const double apq = a[p * l + q];
+            if (std::abs(apq) < 1e-300) {
+              continue;
+            }
+            const double zeta = (a[q * l + q] - a[p * l + p]) / (2 * apq);
+            const double t = std::copysign(1.0, zeta) / (std::abs(zeta) + std::sqrt(1 + zeta * zeta));
+            const double c = 1 / std::sqrt(1 + t * t), d = c * t;
+            for (int64_t k = 0; k < l; ++k) {
+              const double x = a[k * l + p], y = a[k * l + q];
+              a[k * l + p] = c * x - d * y;
+              a[k * l + q] = d * x + c * y;
+            }
+            for (int64_t k = 0; k < l; ++k) {
+              const double x = a[p * l + k], y = a[q * l + k];
+              a[p * l + k] = c * x - d * y;
+              a[q * l + k] = d * x + c * y;
+              const double vx = v[k * l + p], vy = v[k * l + q];
+              v[k * l + p] = c * vx - d * vy;
+              v[k * l + q] = d * vx + c * vy;
+            }
+          }
+        }
+      }
+      std::vector<int64_t> order(l);
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return a[x * l + x] > a[y * l + y]; });
+      for (int64_t j = 0; j < l; ++j) {
+        theta[b * l + j] = a[order[j] * l + order[j]];
+        for (int64_t i = 0; i < l; ++i) {
+          w.at(b, i, j) = T(v[i * l + order[j]]);
+        }
+      }
+    }
+  }
+
+  template <typename T>
+  void decompose(Block<const T> a, Block<T> u, T* sigma, Block<T> vt, Selection sel, int* status) {
+    ++calls;
+    const int64_t m = a.rows, n = a.cols;
+    for (int s = 0; s < sel.count; ++s) {
+      const int64_t b = sel[s];
+      std::vector<double> x(m * n), v(n * n, 0.0);
+      for (int64_t j = 0; j < n; ++j) {
+        v[j * n + j] = 1;
+        for (int64_t i = 0; i < m; ++i) {
+          x[j * m + i] = a.at(b, i, j);
+        }
+      }
+      const auto dot = [&](int64_t p, int64_t q) {
+        return std::inner_product(&x[p * m], &x[p * m] + m, &x[q * m], 0.0);
+      };
+      for (int sweep = 0; sweep < 40; ++sweep) {
+        for (int64_t p = 0; p < n; ++p) {
+          for (int64_t q = p + 1; q < n; ++q) {
+            const double pq = dot(p, q), pp = dot(p, p), qq = dot(q, q);
+            if (std::abs(pq) <= 1e-15 * std::sqrt(pp * qq)) {
+              continue;
+            }
+            const double zeta = (qq - pp) / (2 * pq);
+            const double t = std::copysign(1.0, zeta) / (std::abs(zeta) + std::sqrt(1 + zeta * zeta));
+            const double c = 1 / std::sqrt(1 + t * t), d = c * t;
+            const auto rotate = [&](double* y, double* z, int64_t count) {
+              for (int64_t k = 0; k < count; ++k) {
+                const double before = y[k];
+                y[k] = c * before - d * z[k];
+                z[k] = d * before + c * z[k];
+              }
+            };
+            rotate(&x[p * m], &x[q * m], m);
+            rotate(&v[p * n], &v[q * n], n);
+          }
+        }
+      }
+      std::vector<double> value(n);
+      std::vector<int64_t> order(n);
+      std::iota(order.begin(), order.end(), 0);
+      for (int64_t j = 0; j < n; ++j) {
+        value[j] = std::sqrt(dot(j, j));
+      }
+      std::stable_sort(order.begin(), order.end(), [&](int64_t p, int64_t q) { return value[p] > value[q]; });
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t from = order[j];
+        sigma[b * n + j] = T(value[from]);
+        for (int64_t i = 0; i < m; ++i) {
+          u.at(b, i, j) = value[from] > 0 ? T(x[from * m + i] / value[from]) : T(i == j);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+          vt.at(b, j, i) = T(v[from * n + i]);
+        }
+      }
+      if (status) {
+        status[b] = 0;
+      }
+    }
+  }
+};
+
+// What the tests learn about a call beside its results.
+struct Observed {
+  int64_t solver_calls, allocations, most_bytes;
+} observed;
+
+// Memory that fails beyond `limit` bytes at a time, and starts as rubbish.
+struct Arena {
+  int64_t limit, used = 0;
+
+  std::shared_ptr<void> allocate(size_t bytes) {
+    if (limit > 0 && used + int64_t(bytes) > limit) {
+      throw OutOfMemory("emulated device memory is used up");
+    }
+    used += int64_t(bytes);
+    ++observed.allocations;
+    observed.most_bytes = std::max(observed.most_bytes, used);
+    void* data = std::malloc(bytes);
+    std::memset(data, 0xCD, bytes);
+    return {data, [this, bytes](void* p) {
+              used -= int64_t(bytes);
+              std::free(p);
+            }};
+  }
+};
+
+template <typename F>
+int with_context(int64_t memory_limit, int64_t device_bytes, size_t shared_limit, const F& f) {
+  return guarded([&] {
+    observed = {};
+    Arena arena{device_bytes};
+    HostSolver solver;
+    const CudaContext context{nullptr,
+                              &fake_cublas(),
+                              nullptr,
+                              [&](size_t bytes) { return arena.allocate(bytes); },
+                              &solver,
+                              shared_limit,
+                              memory_limit};
+    f(context);
+    observed.solver_calls = solver.calls;
+  });
+}
+
+}  // namespace
+
+EMU_EXPORT void emu_observed(int64_t* out) {
+  out[0] = observed.solver_calls;
+  out[1] = observed.allocations;
+  out[2] = observed.most_bytes;
+}
+
+// route: 0 randomized, 1 gram_eigh, 2 full_svd. u null: the dense product goes to `out`. limits: bytes a group may take,
+// bytes the device has (0: enough), shared memory of a block.
+EMU_EXPORT int emu_rank_reduce(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols,
+                               int64_t stride, int64_t row_stride, void* out, void* u, void* s, void* vh, int64_t rank,
+                               int64_t route, int64_t block, int64_t gram, int64_t wide, int64_t half, double tol,
+                               int64_t max_iter, int64_t seed, const int64_t* keys, double* certificates,
+                               const int64_t* limits) {
+  return with_context(limits[0], limits[1], size_t(limits[2]), [&](const CudaContext& context) {
+    const Weight w{weight, Dtype(dtype), count, rows, cols, stride, row_stride};
+    Weight to = w;
+    to.data = out;
+    const std::vector<int64_t> each(keys, keys + count);
+    const Request request{RouteKind(route), rank, block,    gram != 0,      wide != 0,
+                          half != 0,        tol,  max_iter, uint64_t(seed), &each};
+    const Factors factors{u, s, vh};
+    rank_reduce_cuda(context, w, request, u ? nullptr : &to, u ? &factors : nullptr,
+                     reinterpret_cast<Certificate*>(certificates));
+  });
+}
+
+EMU_EXPORT int emu_orthonormalize_op(float* x, int64_t count, int64_t n, int64_t l, int64_t passes) {
+  return with_context(1 << 30, 0, 232448, [&](const CudaContext& context) {
+    std::vector<float> scratch(2 * count * l * l);
+    LinalgCuda<float>(context, count)
+        .orthonormalize(Block<float>::dense(x, count, n, l), Block<float>::dense(scratch.data(), count, l, l),
+                        Block<float>::dense(scratch.data() + count * l * l, count, l, l), int(passes));
+  });
+}

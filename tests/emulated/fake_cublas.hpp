@@ -1,0 +1,9 @@
+// A host's cuBLAS for the emulated backend: the few products that csrc/cuda asks for, argument checks included.
+#pragma once
+#include "cuda/vendor.hpp"
+
+namespace laser {
+
+const Cublas& fake_cublas();
+
+}  // namespace laser

@@ -1,0 +1,176 @@
+"""bench/gpu_check.py without a GPU: what it records, what it refuses to call a success, and its limits."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+spec = importlib.util.spec_from_file_location("bench_gpu_check", BENCH / "gpu_check.py")
+gpu_check = sys.modules["bench_gpu_check"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gpu_check)
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    """A run of all parts on a GPU that is only said to be there."""
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda: ("Some GPU", "1.2"))
+    return gpu_check.Check(list(gpu_check.PARTS))
+
+
+def records(check):
+    return [json.loads(line) for line in check.results.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        (None, ["build", "test", "sanitize", "bench"]),
+        ("", ["build", "test", "sanitize", "bench"]),
+        ("bench", ["bench"]),
+        ("test,build", ["build", "test"]),
+    ],
+)
+def test_parts_are_chosen_and_ordered(text, parts):
+    assert gpu_check.chosen(text) == parts
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(SystemExit, match="must name some of build, test, sanitize, bench; got speed"):
+        gpu_check.chosen("build,speed")
+
+
+def test_each_part_leaves_time_for_the_later_ones(check):
+    assert check.limit("build") == pytest.approx(530 - 120 - 60 - 200, abs=5)
+    assert check.limit("bench") == pytest.approx(530, abs=5)
+
+
+def test_a_command_is_stopped_at_its_limit_with_its_children(check, tmp_path):
+    alive = tmp_path / "alive"
+    start = time.monotonic()
+    code, text, _ = check.run("slow", ["sh", "-c", f"(sleep 2; touch {alive}) & echo begun; wait"], 1)
+    assert code is None and "begun" in text and time.monotonic() - start < 2
+    time.sleep(1.5)
+    assert not alive.exists()
+
+
+def run_main(monkeypatch, outcomes):
+    """main() with parts that only record `outcomes`."""
+    for name in gpu_check.PARTS:
+        part = lambda check, name=name: check.record(name, outcomes.get(name, "ok"), 1.0)  # noqa: E731
+        monkeypatch.setitem(gpu_check.PARTS, name, part)
+    monkeypatch.delenv("GPU_CHECK", raising=False)
+    return gpu_check.main()
+
+
+@pytest.mark.parametrize(
+    "outcomes, code",
+    [
+        ({}, 0),
+        ({"sanitize": "refused", "bench": "failed: exit code 1"}, 0),
+        ({"test": "failed: exit code 1"}, 1),
+        ({"build": "failed: no GPU that torch can use"}, 1),
+    ],
+)
+def test_exit_code_is_that_of_build_and_test(check, monkeypatch, capsys, outcomes, code):
+    assert run_main(monkeypatch, outcomes) == code
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[0] for line in table] == ["build", "test", "sanitize", "bench"]
+    if "build" in outcomes:  # nothing else may run on a build that failed
+        assert all("skipped: no build" in line for line in table[1:])
+
+
+def test_without_a_gpu_nothing_succeeds(check, monkeypatch):
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda: (None, None))
+    assert run_main(monkeypatch, {}) == 1
+    assert [row["status"] for row in records(check)][1:] == ["failed: no GPU"] * 3
+
+
+def test_rows_have_the_keys_of_every_command(check):
+    check.record("build", "ok", 12.34, "make", "all well")
+    check.record("test gpu", "failed: exit code 1", 3.0)
+    import timing
+
+    good, bad = records(check)
+    assert set(good) == {*timing.KEYS, "details"}
+    assert (good["gpu"], good["versions"]["driver"], good["seconds"]) == ("Some GPU", "1.2", 12.3)
+    assert bad["seconds"] is None
+
+
+def test_pip_that_refuses_is_replaced_by_setup_py_and_a_compiler_error_is_not(check, monkeypatch):
+    ran = []
+
+    def run(what, command, limit, **environment):
+        ran.append((what, environment.get("LASER_CUDA_ARCHS")))
+        probe = json.dumps({"gpu": "Some GPU", "cuda_kernels": True, "ran": 8.0})
+        return {"build": (1, refusal, 1.0), "build in place": (0, "", 1.0), "probe": (0, probe, 1.0)}[what]
+
+    monkeypatch.setattr(check, "run", run)
+    monkeypatch.delenv("LASER_PREBUILT", raising=False)
+    monkeypatch.delenv("LASER_CUDA_ARCHS", raising=False)
+    refusal = "error: externally-managed-environment"
+    gpu_check.build(check)
+    assert [what for what, _ in ran] == ["build", "build in place", "probe"] and ran[0][1] == "90a-real"
+    ran.clear()
+    refusal = "-- Configuring done\nerror: expected ';'"
+    gpu_check.build(check)
+    assert [what for what, _ in ran] == ["build"]
+    assert [row["status"] for row in records(check)] == ["ok", "failed: exit code 1"]
+
+
+@pytest.mark.parametrize(
+    "probe, status",
+    [
+        ({"gpu": None, "cuda_kernels": True, "ran": None}, "failed: no GPU that torch can use"),
+        ({"gpu": "Some GPU", "cuda_kernels": False, "ran": 8.0}, "failed: the build has no CUDA kernels"),
+        ({"gpu": "Some GPU", "cuda_kernels": True, "ran": float("nan")}, "failed: wrong answer"),
+    ],
+)
+def test_a_prebuilt_library_must_run_on_the_device(check, monkeypatch, probe, status):
+    monkeypatch.setenv("LASER_PREBUILT", "1")
+    monkeypatch.setattr(check, "run", lambda *a, **k: (0, f"a warning\n{json.dumps(probe)}\n", 1.0))
+    gpu_check.build(check)
+    assert records(check)[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    "says, code, status",
+    [
+        ("ERROR SUMMARY: 0 errors", 0, "ok"),
+        ("ERROR SUMMARY: 3 errors", 86, "failed: errors found"),
+        ("RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)", 86, "failed: errors found"),
+        ("Error: Device not supported. Please refer to the documentation.", 1, "refused"),
+        ("5 deselected", 5, "failed: no tests"),
+        ("1 failed, 3 passed", 1, "failed: exit code 1"),
+    ],
+)
+def test_sanitizer_verdicts(check, monkeypatch, tmp_path, says, code, status):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '========= {says}'\nexit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    gpu_check.sanitize(check)
+    assert [row["status"] for row in records(check)] == [status] * 2
+    assert [row["op"] for row in records(check)] == ["gpu-check sanitize memcheck", "gpu-check sanitize racecheck"]
+
+
+def test_no_tests_is_a_failure(check, monkeypatch):
+    monkeypatch.setattr(check, "run", lambda *a, **k: (gpu_check.NO_TESTS, "no tests ran", 1.0))
+    gpu_check.test(check)
+    assert [row["status"] for row in records(check)] == ["failed: no tests"] * 2
+
+
+def test_the_command_runs_here(tmp_path):
+    """The whole script as a command; where there is no GPU it says so and fails."""
+    environment = {"PATH": "/nonexistent", "OUT": str(tmp_path), "GPU_CHECK": "test"}
+    done = subprocess.run(
+        [sys.executable, BENCH / "gpu_check.py"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    assert "failed: no GPU" in done.stdout
