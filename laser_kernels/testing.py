@@ -21,9 +21,14 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def gaussian(m: int, n: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(m, n) standard normal: the same numbers on every device, where torch's default device says."""
+    return torch.randn(m, n, generator=generator(seed), dtype=dtype, device="cpu").to(torch.get_default_device())
+
+
 def orthonormal(n: int, k: int, seed: int) -> Tensor:
     """(n, k) float64 with orthonormal columns, Haar."""
-    return torch.linalg.qr(torch.randn(n, k, generator=generator(seed), dtype=torch.float64)).Q
+    return torch.linalg.qr(gaussian(n, k, seed)).Q
 
 
 def with_spectrum(m: int, n: int, sigma: Tensor, seed: int = 0) -> Tensor:
@@ -37,10 +42,12 @@ def llm_like(m: int, n: int, seed: int = 0) -> Tensor:
     g = generator(seed)
     side = min(m, n)
     k = max(1, side // 8)
-    bulk = torch.randn(m, n, generator=g) / math.sqrt(side)
-    u = torch.linalg.qr(torch.randn(m, k, generator=g)).Q
-    v = torch.linalg.qr(torch.randn(n, k, generator=g)).Q
-    return bulk + (u * (6 * torch.arange(1, k + 1) ** -0.6)) @ v.mT
+    with torch.device("cpu"):
+        bulk = torch.randn(m, n, generator=g) / math.sqrt(side)
+        u = torch.linalg.qr(torch.randn(m, k, generator=g)).Q
+        v = torch.linalg.qr(torch.randn(n, k, generator=g)).Q
+        a = bulk + (u * (6 * torch.arange(1, k + 1) ** -0.6)) @ v.mT
+    return a.to(torch.get_default_device())
 
 
 def _clustered(m: int, n: int, rank: int) -> Tensor:
@@ -51,13 +58,13 @@ def _clustered(m: int, n: int, rank: int) -> Tensor:
 
 
 def _one_huge(m: int, n: int) -> Tensor:
-    a = torch.randn(m, n, generator=generator(5), dtype=torch.float64)
+    a = gaussian(m, n, 5)
     a[m // 2, n // 3] = 1e6
     return a
 
 
 def _zero_columns(m: int, n: int) -> Tensor:
-    a = torch.randn(m, n, generator=generator(6), dtype=torch.float64)
+    a = gaussian(m, n, 6)
     a[:, :: max(2, n // 5)] = 0
     return a
 
@@ -74,12 +81,12 @@ FAMILIES: dict[str, Callable[[int, int, int], Tensor]] = {
     "condition_1e6": lambda m, n, r: _condition(m, n, 1e6),
     "power_law": lambda m, n, r: with_spectrum(m, n, torch.arange(1, min(m, n) + 1).double() ** -0.5),
     "spiked": lambda m, n, r: llm_like(m, n).double(),
-    "gaussian": lambda m, n, r: torch.randn(m, n, generator=generator(7), dtype=torch.float64),
+    "gaussian": lambda m, n, r: gaussian(m, n, 7),
     "clustered": _clustered,
     "zero": lambda m, n, r: torch.zeros(m, n, dtype=torch.float64),
     "zero_columns": lambda m, n, r: _zero_columns(m, n),
     "one_huge": lambda m, n, r: _one_huge(m, n),
-    "denormal": lambda m, n, r: torch.randn(m, n, generator=generator(8), dtype=torch.float64) * 1e-40,
+    "denormal": lambda m, n, r: gaussian(m, n, 8) * 1e-40,
     "scale_1e30": lambda m, n, r: llm_like(m, n, 1).double() * 1e30,
     "scale_1e-30": lambda m, n, r: llm_like(m, n, 2).double() * 1e-30,
 }
@@ -87,7 +94,7 @@ FAMILIES: dict[str, Callable[[int, int, int], Tensor]] = {
 
 def optimal_residual(a: Tensor, rank: int) -> float:
     """The least ||A - X||_F over rank-r X: Eckart-Young, from float64 singular values."""
-    s = torch.linalg.svdvals(a.double())
+    s = torch.linalg.svdvals(a.double().cpu())
     return torch.linalg.vector_norm(s[rank:]).item()
 
 

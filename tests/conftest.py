@@ -1,11 +1,21 @@
 """Fixtures shared by the suite. Matrix families and tolerance formulas are in laser_kernels.testing."""
 
+import os
 import platform
 from pathlib import Path
 
 import emulator
 import pytest
+import torch
 from safetensors.torch import load_file
+
+# Where tests that name no device put their tensors. Another device than the CPU must be there, and have our kernels.
+DEVICE = os.environ.get("LASER_TEST_DEVICE", "cpu")
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
+    from laser_kernels import ops
+
+    assert torch.zeros(1).is_cuda and ops.COMPILED_CUDA, "LASER_TEST_DEVICE=cuda needs a GPU and liblaser_cuda.so"
 
 DATA = Path(__file__).parent / "data"
 
@@ -13,7 +23,7 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture(scope="session")
 def smollm2():
     """name -> bf16 weight: three matrices of SmolLM2-135M-Instruct (Apache-2.0; tests/data/README.md)."""
-    return load_file(DATA / "smollm2.safetensors")
+    return load_file(DATA / "smollm2.safetensors", device=str(torch.get_default_device()))
 
 
 @pytest.fixture(scope="session")

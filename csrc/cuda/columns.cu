@@ -16,6 +16,15 @@ cudaError_t column_sums(const Term& term, int64_t rows, int64_t cols, double* pa
                 cols, strips, chunks, partial, sel);
 }
 
+template <typename Term>
+cudaError_t sums_per_column(const Term& term, int64_t rows, int64_t cols, double* out, double* partial, Selection sel,
+                            cudaStream_t stream) {
+  const cudaError_t status = column_sums(term, rows, cols, partial, sel, stream);
+  return status != cudaSuccess ? status
+                               : launch(add_chunks_kernel, dim3(unsigned(parts(sel.count * cols, 128))), dim3(128), 0,
+                                        stream, partial, cols, parts(rows, kSumRows), out, sel);
+}
+
 }  // namespace
 
 template <typename T>
@@ -46,10 +55,12 @@ int64_t column_partials(int64_t rows, int64_t cols, int64_t count) { return coun
 template <typename T>
 cudaError_t ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out, double* partial,
                            Selection sel, cudaStream_t stream) {
-  const cudaError_t status = column_sums(ResidualTerm<T>{x, z, theta}, x.rows, x.cols, partial, sel, stream);
-  return status != cudaSuccess ? status
-                               : launch(add_chunks_kernel, dim3(unsigned(parts(sel.count * x.cols, 128))), dim3(128), 0,
-                                        stream, partial, x.cols, parts(x.rows, kSumRows), out, sel);
+  return sums_per_column(ResidualTerm<T>{x, z, theta}, x.rows, x.cols, out, partial, sel, stream);
+}
+
+template <typename T>
+cudaError_t column_norms2(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream) {
+  return sums_per_column(SquareTerm<T>{x}, x.rows, x.cols, out, partial, sel, stream);
 }
 
 template <typename T>
@@ -90,6 +101,7 @@ cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream
                                  cudaStream_t);                                                                   \
   template cudaError_t ritz_residuals(Block<const T>, Block<const T>, const double*, double*, double*, Selection, \
                                       cudaStream_t);                                                              \
+  template cudaError_t column_norms2(Block<const T>, double*, double*, Selection, cudaStream_t);                  \
   template cudaError_t squared_norm(Block<const T>, double*, double*, Selection, cudaStream_t);                   \
   template cudaError_t diagonal(Block<const T>, Block<T>, double*, int*, Selection, cudaStream_t);                \
   template cudaError_t widen_row(Block<const T>, double*, Selection, cudaStream_t);                               \

@@ -35,6 +35,10 @@ template <typename T>
 cudaError_t ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out, double* partial,
                            Selection sel, cudaStream_t stream);
 
+// out[b * cols + j] = ||x(:, j)||^2.
+template <typename T>
+cudaError_t column_norms2(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream);
+
 // out[b] = sum of squares of x[b].
 template <typename T>
 cudaError_t squared_norm(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream);

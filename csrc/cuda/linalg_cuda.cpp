@@ -180,7 +180,7 @@ void LinalgCuda<T>::squared_norm(Block<const T> x, double* out) {
 template <typename T>
 void LinalgCuda<T>::small_eigh(Block<const T> h, Block<T> w, double* theta) {
   if (h.cols <= jacobi_limit<T>(context_.shared_limit)) {
-    check(laser::small_eigh(h, w, theta, batch_.selection, context_.shared_limit, context_.stream), "small_eigh",
+    check(laser::small_eigh(h, w, theta, batch_.selection, context_.stream), "small_eigh",
           h.count, h.rows, h.cols);
   } else {
     context_.solver->eigh(h, w, theta, batch_.selection);

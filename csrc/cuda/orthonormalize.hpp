@@ -1,0 +1,27 @@
+// The steps of CholeskyQR that are not products. A pass over a block X (n, l): S = X^T X, L L^T = S, X <- X L^-T.
+// Nothing waits for the host: what a pass met is left in device memory.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "core/block.hpp"
+#include "cuda/selection.hpp"
+
+namespace laser {
+
+// Doubles of scratch.
+int64_t normalize_partials(int64_t n, int64_t l, int64_t count);
+
+// x(:, j) /= ||x(:, j)||, sums in float64. A zero column becomes a random one of about unit length (philox.hpp, keyed
+// by the matrix's number), so that a block of dependent columns gets its rank back. x (count, n, l) row-major.
+template <typename T>
+cudaError_t normalize_columns(Block<T> x, Selection sel, double* partial, cudaStream_t stream);
+
+// For each selected s = X^T X (count, l, l): deviation[b] = ||s - I||_F; inverse <- L^-1, lower triangular, dense; I
+// where nothing is left to do. Columns that depend on earlier ones to rounding do not stop it: shifted[b] = 1 then, and
+// more passes are needed; those that are nothing but rounding after a first pass become zero by X L^-T, for
+// normalize_columns to refill. work: scratch like s.
+template <typename T>
+cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
+                             Selection sel, cudaStream_t stream);
+
+}  // namespace laser

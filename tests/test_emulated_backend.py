@@ -1,0 +1,238 @@
+"""The whole CUDA backend under the emulator: the driver, LinalgCuda, every kernel and launcher, with a host's cuBLAS and
+dense solver in the place of NVIDIA's. The contract is that of test_truncated_svd.py."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from laser_kernels.dispatch import default_block
+from laser_kernels.ops import CERTIFICATE
+from laser_kernels.status import Status
+from laser_kernels.testing import (
+    FAMILIES,
+    FLOOR,
+    eps,
+    llm_like,
+    norm,
+    optimal_residual,
+    orthonormality_bound,
+    residual,
+    residual_bound,
+)
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ROUTES = {"randomized": 0, "gram_eigh": 1, "full_svd": 2}
+HOPPER = 232448  # bytes of shared memory that a block may have
+
+
+class Options(NamedTuple):
+    route: str = "randomized"
+    block: int | None = None
+    gram: bool = False
+    wide: bool = False
+    half: bool = False
+    tol: float | None = 1e-3
+    max_iter: int = 64
+    seed: int = 0
+    memory: int = 1 << 30  # of a group of matrices
+    device: int = 0  # bytes in all; 0: enough
+    shared: int = HOPPER
+
+
+def rank_reduce(emu, weight, rank, out=None, factors=None, **options):
+    """The rows of the certificate, one dict per matrix."""
+    o = Options(**options)
+    count, rows, cols = weight.shape
+    block = o.block or (default_block(rank, min(rows, cols), o.tol) if o.route == "randomized" else rank)
+    certificates = torch.full((count, len(CERTIFICATE)), -7.0, dtype=torch.float64)
+    keys = torch.arange(count)
+    limits = torch.tensor([o.memory, o.device, o.shared])
+    emu.call(
+        "emu_rank_reduce",
+        weight,
+        DTYPES[weight.dtype],
+        *(count, rows, cols, weight.stride(0), weight.stride(1)),
+        out,
+        *(factors or (None, None, None)),
+        *(rank, ROUTES[o.route], block, o.gram, o.wide, o.half),
+        -1.0 if o.tol is None else float(o.tol),
+        *(o.max_iter, o.seed, keys, certificates, limits),
+    )
+    return [dict(zip(CERTIFICATE, row, strict=True)) for row in certificates.tolist()]
+
+
+def low_rank(emu, weight, rank, **options):
+    out = torch.full_like(weight, math.nan)
+    return out, rank_reduce(emu, weight, rank, out, **options)
+
+
+def truncated_svd(emu, weight, rank, **options):
+    count, m, n = weight.shape
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    factors = tuple(
+        torch.full(shape, math.nan, dtype=dtype) for shape in ((count, m, rank), (count, rank), (count, rank, n))
+    )
+    return factors, rank_reduce(emu, weight, rank, factors=factors, **options)
+
+
+def observed(emu):
+    """What the last call did: dense solver calls, allocations, most bytes at a time."""
+    out = torch.zeros(3, dtype=torch.int64)
+    emu.library.emu_observed(emu._convert(out))
+    return out.tolist()
+
+
+def keeps_the_contract(a, x, row, rank, tol=1e-3):
+    tail, size = optimal_residual(a, rank), norm(a)
+    floor = FLOOR * eps(a.dtype) * size
+    assert math.isclose(row["residual"], residual(a, x), rel_tol=1e-3, abs_tol=1e-9 * size)
+    assert row["unrounded"] <= residual_bound(a, rank, tol), row
+    assert row["unrounded"] <= (1 + row["bound"]) * tail * (1 + 1e-9) + floor, row
+    assert math.isclose(row["norm"], size, rel_tol=1e-6)
+
+
+def family(name, shape, rank, dtype):
+    a = FAMILIES[name](*shape, rank).to(dtype)
+    return a if torch.isfinite(a).all() else FAMILIES["gaussian"](*shape, rank).to(dtype)
+
+
+WAYS = [
+    {"gram": False},
+    {"gram": True},
+    {"wide": True},
+    {"route": "gram_eigh", "wide": True},
+    {"route": "full_svd", "wide": True},
+    {"gram": False, "half": True},
+    {"gram": True, "half": True},
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=lambda w: "-".join(f"{k}={v}" for k, v in w.items()))
+def test_a_batch_of_families_keeps_the_contract(emu, way, dtype):
+    """Every family in one batch, so that none may disturb its neighbours."""
+    shape, rank = ((40, 27), (27, 41))[dtype == torch.bfloat16], 6
+    stack = torch.stack([family(name, shape, rank, dtype) for name in FAMILIES])
+    way = way | {"wide": way.get("wide", False) or (dtype == torch.float64 and not way.get("half", False))}
+    out, rows = low_rank(emu, stack, rank, **way)
+    certified = 0
+    for name, a, x, row in zip(FAMILIES, stack, out, rows, strict=True):
+        if row["status"] == Status.OK:
+            keeps_the_contract(a, x, row, rank)
+            certified += 1
+        else:
+            assert row["status"] in (Status.PRECISION, Status.NOT_CONVERGED) and x.isnan().all(), (name, row)
+            assert name not in ("spiked", "gaussian", "power_law", "zero"), (name, row)
+    assert certified >= 8
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 41), (1, 7), (9, 1), (30, 30)], ids=str)
+@pytest.mark.parametrize("wide", [False, True])
+def test_factors_are_an_svd(emu, shape, wide):
+    side = min(shape)
+    for rank in sorted({1, max(1, side // 3), side}):
+        stack = torch.stack([family(name, shape, rank, torch.float32) for name in ("spiked", "power_law", "zero")])
+        way = {"route": "full_svd", "wide": True} if rank == side else {"wide": wide}
+        (u, s, vh), rows = truncated_svd(emu, stack, rank, **way)
+        assert all(row["status"] == Status.OK for row in rows), rows
+        bound = orthonormality_bound(torch.float32, rank)
+        identity = torch.eye(rank)
+        assert (u.mT @ u - identity).abs().max() <= bound and (vh @ vh.mT - identity).abs().max() <= bound
+        assert (s >= 0).all() and (s.diff(dim=1) <= 0).all()
+        x = (u.double() * s.double()[:, None]) @ vh.double()
+        for a, y in zip(stack, x, strict=True):
+            assert residual(a, y) <= residual_bound(a, rank, 1e-3)
+        assert (u.gather(1, u.abs().argmax(1, keepdim=True)) >= 0).all()
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4])
+@pytest.mark.parametrize("gram", [False, True])
+def test_excess_stays_below_tol_beyond_the_jacobi_limit(emu, gram, tol):
+    """A block too large for a block's shared memory goes to the dense solver."""
+    a = llm_like(90, 70).bfloat16()
+    out, rows = low_rank(emu, a[None], 20, gram=gram, tol=tol, half=True, block=32, shared=6000)
+    assert observed(emu)[0] >= 1
+    keeps_the_contract(a, out[0], rows[0], 20, tol)
+    excess = rows[0]["unrounded"] / optimal_residual(a, 20) - 1
+    assert excess <= rows[0]["bound"] <= tol
+
+
+def test_matrices_that_are_done_drop_out_of_the_batch(emu):
+    """An easy one, and hard ones that take more steps: different iterations, each the same as alone."""
+    shape, rank = (60, 48), 5
+    easy = family("exact_rank", shape, rank, torch.float32)
+    stack = torch.stack([easy, llm_like(*shape, 3), easy, llm_like(*shape, 4) * 3])
+    out, rows = low_rank(emu, stack, rank, tol=1e-4)
+    assert [row["status"] for row in rows] == [Status.OK] * 4
+    assert rows[0]["iterations"] == rows[2]["iterations"] < min(rows[1]["iterations"], rows[3]["iterations"])
+    for a, x, row in zip(stack, out, rows, strict=True):
+        keeps_the_contract(a, x, row, rank, 1e-4)
+
+
+def test_groups_and_out_of_memory_change_nothing(emu):
+    stack = torch.stack([llm_like(50, 40, i) for i in range(6)])
+    whole, rows = low_rank(emu, stack, 4)
+    most = observed(emu)[2]
+    small, small_rows = low_rank(emu, stack, 4, memory=most // 4)
+    assert observed(emu)[2] < most / 2
+    split, split_rows = low_rank(emu, stack, 4, device=most // 2)
+    assert observed(emu)[2] <= most // 2
+    for other, found in ((small, small_rows), (split, split_rows)):
+        assert [row["status"] for row in found] == [Status.OK] * 6
+        for a, x, y in zip(stack, whole, other, strict=True):
+            assert residual(x, y) <= 1e-4 * norm(a)
+    with pytest.raises(AssertionError):
+        low_rank(emu, stack, 4, device=1000)
+
+
+def test_in_place_and_strided_and_transposed(emu):
+    a = llm_like(44, 30).bfloat16()
+    expected, _ = low_rank(emu, a[None], 5)
+    storage = torch.zeros(1, 50, 40, dtype=torch.bfloat16)
+    view = storage[:, 3:47, 5:35]
+    view.copy_(a)
+    rows = rank_reduce(emu, view, 5, out=view)
+    assert rows[0]["status"] == Status.OK and torch.equal(view[0], expected[0])
+    storage[:, 3:47, 5:35] = 0
+    assert not storage.any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_matrix_is_named_and_nothing_is_written(emu, bad):
+    stack = torch.stack([llm_like(20, 16, i) for i in range(3)])
+    stack[1, 4, 5] = bad
+    out, rows = low_rank(emu, stack, 3)
+    assert [row["status"] for row in rows] == [Status.OK, Status.NON_FINITE, Status.OK]
+    assert out.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_tolerance_nothing_comes_to_the_host_and_max_iter_is_done(emu, dtype):
+    stack = torch.stack([llm_like(60, 40, i) * 2.0 ** (50 * i) for i in range(2)]).to(dtype)
+    out, rows = low_rank(emu, stack, 5, tol=None, max_iter=6)
+    few, _ = low_rank(emu, stack, 5, tol=None, max_iter=1)
+    for a, x, y, row in zip(stack, out, few, rows, strict=True):
+        assert (row["status"], row["iterations"]) == (Status.UNCERTIFIED, 6)
+        assert residual(a, x) < 1.02 * optimal_residual(a, 5) < residual(a, y) * 1.02
+
+
+def test_real_weights_keep_the_contract(emu, smollm2):
+    name, w = min(smollm2.items(), key=lambda item: item[1].numel())
+    w = w[:120, :160].contiguous()
+    out, rows = low_rank(emu, w[None], 16, half=True)
+    assert rows[0]["status"] == Status.OK, name
+    keeps_the_contract(w, out[0], rows[0], 16)
+
+
+def test_a_lost_barrier_is_noticed(emu):
+    """The test of the tests: the same backend without its barriers certifies nothing wrong, and nothing right."""
+    a = llm_like(60, 48)
+    emu.drop_barriers(True)
+    try:
+        out, rows = low_rank(emu, a[None], 5)
+    except AssertionError:
+        return
+    wrong = rows[0]["status"] != Status.OK or not residual(a, out[0]) <= residual_bound(a, 5, 1e-3)
+    assert wrong or not math.isclose(rows[0]["residual"], residual(a, out[0]), rel_tol=1e-3)

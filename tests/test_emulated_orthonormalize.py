@@ -1,0 +1,135 @@
+"""CholeskyQR of csrc/cuda under the emulator: one step against float64, and whole passes."""
+
+import math
+
+import pytest
+import torch
+
+from laser_kernels.testing import orthonormality_bound, with_spectrum
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def selection(selected, count):
+    return None if selected is None else torch.tensor(selected, dtype=torch.int32), len(selected or range(count))
+
+
+def normalize(emu, x, selected=None):
+    emu.call("emu_normalize_columns", x, int(x.dtype == torch.float64), *x.shape, *selection(selected, len(x)))
+
+
+def cholesky_inverse(emu, s, selected=None):
+    count, side, _ = s.shape
+    inverse, deviation = torch.full_like(s, -5), torch.full((count,), -5.0, dtype=torch.float64)
+    shifted = torch.full((count,), -5, dtype=torch.int32)
+    wide = int(s.dtype == torch.float64)
+    emu.call("emu_cholesky_inverse", s, inverse, wide, count, side, deviation, shifted, *selection(selected, count))
+    return inverse, deviation, shifted
+
+
+def orthonormalize(emu, x, passes):
+    """As LinalgCuda::orthonormalize does it; the last pass's deviation and shift."""
+    for number in range(passes):
+        if number != 1:
+            normalize(emu, x)
+        inverse, deviation, shifted = cholesky_inverse(emu, (x.mT @ x).contiguous())
+        x = (x @ inverse.mT).contiguous()
+    return x, deviation, shifted
+
+
+def defect(q):
+    return (q.mT @ q - torch.eye(q.shape[-1], dtype=q.dtype)).abs().max().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("side", [1, 5, 31, 64, 65, 150])
+def test_the_factor_is_inverted(emu, side, dtype):
+    x = with_spectrum(side + 30, side, torch.linspace(1, 0.3, side)).to(dtype)
+    s = torch.stack([x.mT @ x, torch.eye(side, dtype=dtype), (x.mT @ x) * 1.5])
+    inverse, deviation, shifted = cholesky_inverse(emu, s, [0, 1])
+    expected = torch.linalg.inv(torch.linalg.cholesky(s[0].double()))
+    bound = 20 * torch.finfo(dtype).eps * side * expected.abs().max()
+    assert (inverse[0] - expected).abs().max() <= bound and (inverse[0].triu(1) == 0).all()
+    assert torch.equal(inverse[1], torch.eye(side, dtype=dtype)) and deviation[1] == 0
+    assert math.isclose(deviation[0], torch.linalg.matrix_norm(s[0].double() - torch.eye(side)).item(), rel_tol=1e-6)
+    assert shifted.tolist() == [0, 0, -5] and (inverse[2] == -5).all() and deviation[2] == -5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("condition", [1e0, 1e2, 1e4, 1e6, 1e9, 1e14])
+def test_columns_become_orthonormal_whatever_the_condition(emu, condition, dtype):
+    columns = 70
+    x = with_spectrum(129, columns, torch.logspace(0, -math.log10(condition), columns)).to(dtype)[None]
+    q, deviation, shifted = orthonormalize(emu, x.clone(), 8)
+    assert shifted[0] == 0 and deviation[0] < 0.9
+    assert defect(q) <= orthonormality_bound(dtype, columns)
+    if condition <= 1e4:
+        missed = torch.linalg.matrix_norm(x - q @ (q.mT @ x)).item()
+        assert missed <= 100 * torch.finfo(dtype).eps * torch.linalg.matrix_norm(x).item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_passes_do_for_what_the_iteration_gives(emu, dtype):
+    x = with_spectrum(200, 40, torch.logspace(0, -1.5, 40)).to(dtype)[None]
+    q, deviation, shifted = orthonormalize(emu, x, 2)
+    assert shifted[0] == 0 and deviation[0] < 0.9 and defect(q) <= orthonormality_bound(dtype, 40)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_columns_of_wildly_different_norms_keep_their_span(emu, dtype):
+    x = (torch.randn(200, 30, dtype=dtype) * torch.logspace(0, -12, 30, dtype=dtype))[None]
+    q, _, _ = orthonormalize(emu, x.clone(), 3)
+    unit = x / x.norm(dim=1, keepdim=True)
+    assert defect(q) <= orthonormality_bound(dtype, 30)
+    assert (unit - q @ (q.mT @ unit)).norm(dim=1).max() <= 100 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ["zero", "repeated", "zero columns", "square", "single", "nearly repeated"])
+def test_dependent_columns_are_completed(emu, case, dtype):
+    x = torch.randn(3, 80, 70, dtype=dtype)
+    if case == "zero":
+        x[1] = 0
+    elif case == "repeated":
+        x[1] = x[1, :, :1].repeat(1, 70)
+    elif case == "zero columns":
+        x[1, :, ::3] = 0
+    elif case == "square":
+        x = torch.randn(3, 70, 70, dtype=dtype)
+    elif case == "single":
+        x = x[:, :, :1].contiguous()
+    else:
+        x[1] = x[1, :, :1] + 1e-3 * torch.finfo(dtype).eps ** 0.5 * torch.randn(80, 70, dtype=dtype)
+    q, deviation, shifted = orthonormalize(emu, x, 8)
+    assert not shifted.any() and (deviation < 0.9).all()
+    for one in q:
+        assert defect(one) <= orthonormality_bound(dtype, x.shape[-1])
+
+
+def test_trouble_is_reported_after_two_passes(emu):
+    x = torch.randn(3, 80, 20)
+    x[1] = x[1, :, :1].repeat(1, 20)
+    x[2, 5, 5] = math.nan
+    _, deviation, shifted = orthonormalize(emu, x, 2)
+    assert shifted[0] == 0 and deviation[0] < 0.9
+    assert shifted[1] == 1 and not deviation[2] < 0.9
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_zero_columns_are_refilled_with_random_ones(emu, rows):
+    x = torch.randn(2, rows, 5)
+    x[:, :, 2:4] = 0
+    untouched = x[1].clone()
+    normalize(emu, x, [0])
+    assert torch.allclose(x[0, :, [0, 1, 4]].norm(dim=0), torch.ones(3), atol=1e-6)
+    assert (x[0, :, 2:4].abs().sum(0) > 0).all() and not torch.equal(x[0, :, 2], x[0, :, 3])
+    assert torch.equal(x[1], untouched)
+
+
+def test_a_lost_barrier_is_noticed(emu):
+    x = with_spectrum(129, 70, torch.linspace(1, 0.3, 70)).float()
+    s = (x.mT @ x)[None]
+    emu.drop_barriers(True)
+    inverse, _, _ = cholesky_inverse(emu, s)
+    expected = torch.linalg.inv(torch.linalg.cholesky(s[0].double()))
+    assert not (inverse[0] - expected).abs().max() < 1e-2
