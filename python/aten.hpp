@@ -22,14 +22,18 @@ constexpr ScalarType scalar_type = std::is_same_v<std::remove_const_t<T>, double
 
 // A tensor that borrows a block's memory: (rows, cols) for one matrix, else (count, rows, cols).
 template <typename T>
-Tensor view(Block<T> x) {
+Tensor view(Block<T> x, const torch::stable::Device& device) {
   void* data = const_cast<std::remove_const_t<T>*>(x.data);
-  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
   if (x.count == 1) {
-    return torch::stable::from_blob(data, {x.rows, x.cols}, {x.row_stride, x.col_stride}, cpu, scalar_type<T>);
+    return torch::stable::from_blob(data, {x.rows, x.cols}, {x.row_stride, x.col_stride}, device, scalar_type<T>);
   }
-  return torch::stable::from_blob(data, {x.count, x.rows, x.cols}, {x.stride, x.row_stride, x.col_stride}, cpu,
+  return torch::stable::from_blob(data, {x.count, x.rows, x.cols}, {x.stride, x.row_stride, x.col_stride}, device,
                                   scalar_type<T>);
+}
+
+template <typename T>
+Tensor view(Block<T> x) {
+  return view(x, torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
 // Calls aten::<name>.<overload>; all arguments of the schema, in order, defaults included. Results

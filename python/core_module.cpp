@@ -38,7 +38,8 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "perturbation_loss",
       [](const std::vector<double>& eigenvalues, int64_t rank, double error) {
-        return laser::perturbation_loss(laser::SerialTeam{}, eigenvalues.data(), int64_t(eigenvalues.size()), rank, error);
+        return laser::perturbation_loss(laser::SerialTeam{}, eigenvalues.data(), int64_t(eigenvalues.size()), rank,
+                                        error);
       },
       py::arg("eigenvalues"), py::arg("rank"), py::arg("error"),
       "Energy a rank-r truncation may lose to a perturbation with entries of size `error` "

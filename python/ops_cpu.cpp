@@ -101,16 +101,7 @@ std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
 Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
   const Weight w = check_weight("reconstruct", "weight", weight);
   const Weight to = check_weight("reconstruct", "out", out);
-  check_dense("reconstruct", "left", left);
-  check_dense("reconstruct", "right", right);
-  STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
-                  "[laser_kernels::reconstruct] out must match weight in shape and dtype; got ", shape_text(out),
-                  " for ", shape_text(weight));
-  STD_TORCH_CHECK(left.size(0) == w.count && left.size(1) == w.rows && right.size(0) == w.count &&
-                      right.size(1) == w.cols && left.size(2) == right.size(2) &&
-                      left.scalar_type() == right.scalar_type(),
-                  "[laser_kernels::reconstruct] left must be (b, m, r) and right (b, n, r) for weight ",
-                  shape_text(weight), "; got ", shape_text(left), " and ", shape_text(right));
+  check_reconstruct(left, right, weight, out);
   Tensor residual = empty(weight, {w.count, 2}, ScalarType::Double);
   double* norms = residual.mutable_data_ptr<double>();
   with_working_type(left.scalar_type(), [&](auto zero) {
@@ -138,9 +129,7 @@ Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string rout
                 bool half, std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
   const Weight w = check_weight("low_rank", "weight", weight);
   const Weight to = check_weight("low_rank", "out", out);
-  STD_TORCH_CHECK(w.count == to.count && w.rows == to.rows && w.cols == to.cols && w.dtype == to.dtype,
-                  "[laser_kernels::low_rank] out must match weight in shape and dtype; got ", shape_text(out), " for ",
-                  shape_text(weight));
+  check_same("low_rank", weight, out);
   Tensor certificates = certificates_for(weight);
   rank_reduce_cpu(w, request("low_rank", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys), &to,
                   nullptr, rows_of(certificates));

@@ -206,8 +206,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
     }
     std::vector<double> sigma(r);
     LinalgAten<T> alone;
-    with_scratch(factors_scratch(1, m, r),
-                 [&](const Scratch<T>& s) { factors(alone, left, right, sigma.data(), s); });
+    with_scratch(factors_scratch(1, m, r), [&](const Scratch<T>& s) { factors(alone, left, right, sigma.data(), s); });
     const Block<T>&u = wide ? right : left, &v = wide ? left : right;
     if (w.dtype == Dtype::kFloat64) {
       write_factors<T, double>(u, sigma.data(), v, exponent[b], *out_factors, first + b);

@@ -11,8 +11,8 @@
 
 namespace laser {
 
-inline Request request(const char* op, const Weight& w, int64_t rank, const std::string& route, int64_t block, bool gram,
-                       bool wide, bool half, std::optional<double> tol, int64_t max_iter, int64_t seed,
+inline Request request(const char* op, const Weight& w, int64_t rank, const std::string& route, int64_t block,
+                       bool gram, bool wide, bool half, std::optional<double> tol, int64_t max_iter, int64_t seed,
                        const std::vector<int64_t>& keys) {
   const int64_t side = std::min(w.rows, w.cols);
   STD_TORCH_CHECK(rank >= 1 && rank <= side, "[laser_kernels::", op, "] rank must be in 1..min(m, n) = ", side,

@@ -54,4 +54,24 @@ inline void check_dense(const char* op, const char* name, const Tensor& t) {
                   "] ", name, " must be float32 or float64");
 }
 
+// `out` can hold a reduced `weight`.
+inline void check_same(const char* op, const Tensor& weight, const Tensor& out) {
+  STD_TORCH_CHECK(weight.size(0) == out.size(0) && weight.size(1) == out.size(1) && weight.size(2) == out.size(2) &&
+                      weight.scalar_type() == out.scalar_type() && weight.device() == out.device(),
+                  "[laser_kernels::", op, "] out must match weight in shape, dtype and device; got ", shape_text(out),
+                  " for ", shape_text(weight));
+}
+
+// The factors of reconstruct: left (b, m, r), right (b, n, r), dense and of one type, for weight (b, m, n).
+inline void check_reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, const Tensor& out) {
+  check_dense("reconstruct", "left", left);
+  check_dense("reconstruct", "right", right);
+  check_same("reconstruct", weight, out);
+  STD_TORCH_CHECK(left.size(0) == weight.size(0) && left.size(1) == weight.size(1) && right.size(0) == weight.size(0) &&
+                      right.size(1) == weight.size(2) && left.size(2) == right.size(2) &&
+                      left.scalar_type() == right.scalar_type(),
+                  "[laser_kernels::reconstruct] left must be (b, m, r) and right (b, n, r) for weight ",
+                  shape_text(weight), "; got ", shape_text(left), " and ", shape_text(right));
+}
+
 }  // namespace laser

@@ -161,19 +161,19 @@ def test_excess_stays_below_tol_beyond_the_jacobi_limit(emu, gram, tol):
 
 def test_matrices_that_are_done_drop_out_of_the_batch(emu):
     """An easy one, and hard ones that take more steps: different iterations, each the same as alone."""
-    shape, rank = (60, 48), 5
+    shape, rank = (120, 100), 8
     easy = family("exact_rank", shape, rank, torch.float32)
     stack = torch.stack([easy, llm_like(*shape, 3), easy, llm_like(*shape, 4) * 3])
-    out, rows = low_rank(emu, stack, rank, tol=1e-4)
+    out, rows = low_rank(emu, stack, rank, tol=1e-5)
     assert [row["status"] for row in rows] == [Status.OK] * 4
     assert rows[0]["iterations"] == rows[2]["iterations"] < min(rows[1]["iterations"], rows[3]["iterations"])
     for a, x, row in zip(stack, out, rows, strict=True):
-        keeps_the_contract(a, x, row, rank, 1e-4)
+        keeps_the_contract(a, x, row, rank, 1e-5)
 
 
 def test_groups_and_out_of_memory_change_nothing(emu):
     stack = torch.stack([llm_like(50, 40, i) for i in range(6)])
-    whole, rows = low_rank(emu, stack, 4)
+    whole, _ = low_rank(emu, stack, 4)
     most = observed(emu)[2]
     small, small_rows = low_rank(emu, stack, 4, memory=most // 4)
     assert observed(emu)[2] < most / 2

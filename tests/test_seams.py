@@ -35,9 +35,7 @@ def test_certificate_and_status_agree_between_cpp_and_python():
     from laser_kernels.ops import CERTIFICATE
     from laser_kernels.status import Status
 
-    struct = re.search(r"struct Certificate \{(.*?)\};", (ROOT / "csrc/core/request.hpp").read_text(), re.S).group(
-        1
-    )
+    struct = re.search(r"struct Certificate \{(.*?)\};", (ROOT / "csrc/core/request.hpp").read_text(), re.S).group(1)
     assert tuple(re.findall(r"double (\w+);", struct)) == CERTIFICATE
     enum = re.search(
         r"enum class Status : int \{(.*?)\};", (ROOT / "csrc/core/certificate.hpp").read_text(), re.S

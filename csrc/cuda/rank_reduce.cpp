@@ -173,12 +173,12 @@ void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result
     return some;
   };
   const Weight weight = part(call.weight), out = part(*call.dense);
-  DeviceArray<double> residual2(context, 2 * count),
-      partial(context, reconstruct_partials(weight.rows, weight.cols, count));
+  const DeviceArray<double> residual2(context, 2 * count);
+  const DeviceArray<char> scratch(context, reconstruct_scratch<T>(weight, call.request.rank));
   const Block<const T> left = call.wide_shape() ? result.right : result.left;
   const Block<const T> right = call.wide_shape() ? result.left : result.right;
   const Selection& sel = la.batch().selection;
-  check(reconstruct<T>(left, right, exponent, weight, out, sel, residual2.get(), partial.get(), context.stream),
+  check(reconstruct<T>(left, right, exponent, weight, out, sel, residual2.get(), scratch.get(), context.stream),
         "reconstruct", count, weight.rows, weight.cols);
   check(measured(residual2.get(), input_eps(weight.dtype), call.dense->data == call.weight.data,
                  call.certificates + first, sel, context.stream),
@@ -248,7 +248,7 @@ int64_t bytes_of_one(const Call& call) {
   const int64_t m = call.tall(), n = call.side(), r = call.request.rank, l = call.request.block;
   const SvdProblem one = problem_of<T>(call, 0, 1, nullptr);
   const bool copied = call.scaled || !std::is_same_v<T, float> || call.weight.dtype != Dtype::kBFloat16;
-  int64_t bytes = (copied ? m * n * int64_t(sizeof(T)) + 2 * m * n : 0) + (m + n) * r * int64_t(sizeof(T));
+  int64_t bytes = (copied ? m * n * int64_t(sizeof(T)) + 2 * m * n : 0) + 3 * (m + n) * r * int64_t(sizeof(T));
   ScratchSize scratch = {(m + n) * n, 2 * n};
   if (call.request.route == RouteKind::kRandomized) {
     scratch = randomized_scratch<T>(one);
