@@ -29,7 +29,7 @@ LIBRARY = ROOT / "laser_kernels" / "liblaser_cuda.so"
 ARCHS = ("80", "90a", "100", "120")
 
 # Kernels whose products belong on tensor cores, by their signature: those called mma, and reconstruct on 16-bit types.
-TENSOR_CORE_KERNELS = re.compile(r"mma|reconstruct.*(float16|half)", re.IGNORECASE)
+TENSOR_CORE_KERNELS = re.compile(r"_mma_")
 # The opcode of a line of SASS. HFMA2.MMA and IMAD are no tensor-core instructions, whatever their name says.
 OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
 TENSOR_CORE_OPCODE = re.compile(r"(H|HG|QG|IG|BG|I|D|Q|O|B)MMA|UTC\w*MMA")

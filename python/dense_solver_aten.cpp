@@ -44,8 +44,7 @@ void svd_each(const std::vector<int64_t>& matrices, int device, Block<const T> a
               int* status) {
   const int64_t n = a.cols;
   for (int64_t b : matrices) {
-    auto stack =
-        call("aten::linalg_svd", "", on_device(a.matrix(b), device), false, std::optional<std::string>{});
+    auto stack = call("aten::linalg_svd", "", on_device(a.matrix(b), device), false, std::optional<std::string>{});
     const Tensor left = take(stack[0]), values = take(stack[1]), right = take(stack[2]);
     copy_into(left, u.matrix(b), device);
     copy_into(torch::stable::reshape(values, {1, n}), Block<T>::dense(sigma + b * n, 1, 1, n), device);

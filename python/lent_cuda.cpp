@@ -7,8 +7,8 @@
 #include <exception>
 #include <string>
 
-#include "dense_solver_aten.hpp"
 #include "cuda/dense_solvers.hpp"
+#include "dense_solver_aten.hpp"
 
 namespace laser {
 namespace {
@@ -55,7 +55,8 @@ LentCuda::LentCuda(const torch::stable::Tensor& tensor) : guard_(tensor.get_devi
   check(cudaMemGetInfo(&free, &total), "device", 0, 0, 0);
   context.stream = current_stream(device);
   context.cublas = cublas();
-  STD_TORCH_CHECK(context.cublas, "[laser_kernels] libcublas, which torch's CUDA builds bring along, is not to be found");
+  STD_TORCH_CHECK(context.cublas,
+                  "[laser_kernels] libcublas, which torch's CUDA builds bring along, is not to be found");
   TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&context.cublas_handle));
   context.allocate = [tensor](size_t bytes) { return allocate(tensor, bytes); };
   context.shared_limit = size_t(shared);

@@ -225,7 +225,7 @@ void LinalgAten<T>::chebyshev(Block<const T> x, Block<const T> z, const Progress
   one_by_one(
       x.count,
       [&](int64_t b, Block<const T> from, Block<const T> before, Block<T> to) {
-        cpu::chebyshev(from, before, progress[b].cut, factor, to);
+        cpu::chebyshev(from, before, progress[b].slope, factor, to);
       },
       x, z, out);
 }

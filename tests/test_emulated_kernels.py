@@ -89,10 +89,10 @@ def test_mirror_needs_its_barrier(emu):
 @pytest.mark.parametrize("factor", [1, 2])
 def test_chebyshev_is_the_recurrence_or_the_power(emu, factor):
     x, z, out = (torch.randn(3, 40, 33, dtype=torch.float64) for _ in range(3))
-    cut = torch.tensor([0.7, 3.0, 0.0], dtype=torch.float64)
+    slope = torch.tensor([2.7, 0.6, 0.0], dtype=torch.float64)
     before = out.clone()
-    emu.call("emu_chebyshev", x, z, out, 3, 40, 33, cut, factor, *selection(0, 2))
-    shifted = 2 / cut[0] * x[0] - z[0]
+    emu.call("emu_chebyshev", x, z, out, 3, 40, 33, slope, factor, *selection(0, 2))
+    shifted = slope[0] * x[0] - z[0]
     torch.testing.assert_close(out[0], shifted if factor == 1 else 2 * shifted - before[0], rtol=1e-14, atol=1e-14)
     assert torch.equal(out[1], before[1]) and torch.equal(out[2], x[2])
 

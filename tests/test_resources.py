@@ -13,7 +13,7 @@ spec = importlib.util.spec_from_file_location("bench_resources", FILE)
 resources = sys.modules["bench_resources"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(resources)
 
-MMA = "_ZN5laser36_GLOBAL__N__cd9aa2ff_4_t_cu_f0a6680218reconstruct_kernelIfLi16EEEvPK13__nv_bfloat16S4_PfPT_"
+MMA = "_ZN5laser36_GLOBAL__N__cd9aa2ff_4_t_cu_f0a6680222reconstruct_mma_kernelIfLi16EEEvPK13__nv_bfloat16S4_PfPT_"
 SCALE = "_ZN5laser12scale_kernelEPff"
 SPILLING = "_ZN5laser15wasteful_kernelEPfi"
 
@@ -84,7 +84,7 @@ arch = sm_90a
         /*0090*/                   EXIT ;                                       /* 0x000000000000794d */
 """
 SIGNATURES = {
-    MMA: "void laser::(anonymous namespace)::reconstruct_kernel<float, 16>(__nv_bfloat16 const*, float*)",
+    MMA: "void laser::(anonymous namespace)::reconstruct_mma_kernel<float, 16>(__nv_bfloat16 const*, float*)",
     SCALE: "laser::scale_kernel(float*, float)",
     SPILLING: "laser::wasteful_kernel(float*, int)",
 }
@@ -120,12 +120,12 @@ def test_a_sound_library_passes():
         ({"usage": USAGE + WASTEFUL}, "sm_80: wasteful_kernel: 256 bytes of stack"),
         (
             {"usage": USAGE.replace("LOCAL:0", "LOCAL:8", 1)},
-            "reconstruct_kernel<float, 16>: 0 bytes of stack, 8 of local",
+            "reconstruct_mma_kernel<float, 16>: 0 bytes of stack, 8 of local",
         ),
         ({"archs": ("80", "90a", "120")}, "sm_120: no machine code"),  # its PTX does not count
         ({"archs": ("80", "90")}, "sm_90: no machine code"),
         ({"usage": USAGE + WASTEFUL}, "sm_90a: no wasteful_kernel"),
-        ({"sass": SASS.replace("HGMMA", "FFMA")}, "sm_90a: reconstruct_kernel<float, 16>: no tensor-core instruction"),
+        ({"sass": SASS.replace("HGMMA", "FFMA")}, "sm_90a: reconstruct_mma_kernel<float, 16>: no tensor-core instruction"),
         ({"signatures": SIGNATURES | {MMA: "laser::gram_kernel(float*)"}}, "no kernel claims tensor cores"),
         ({"usage": ""}, "no kernels in this library"),
     ],
@@ -139,14 +139,14 @@ def test_table_has_a_line_per_kernel():
         resources.parse_usage(USAGE), resources.parse_tensor_cores(SASS.splitlines()), SIGNATURES
     ).splitlines()
     assert lines[1].split() == ["sm_80", "sm_90a", "kernel"]
-    assert lines[2].split(maxsplit=2) == ["20/1024/0/2", "22/2048/0/1", "reconstruct_kernel<float, 16>"]
+    assert lines[2].split(maxsplit=2) == ["20/1024/0/2", "22/2048/0/1", "reconstruct_mma_kernel<float, 16>"]
     assert len(lines) == 4
 
 
 @pytest.mark.skipif(not (shutil.which("c++filt") or shutil.which("cu++filt")), reason="no demangler")
 def test_short_names():
     signatures = resources.demangled([MMA, SCALE])
-    assert resources.short(signatures[MMA]) == "reconstruct_kernel<float, 16>"
+    assert resources.short(signatures[MMA]) == "reconstruct_mma_kernel<float, 16>"
     assert resources.short(signatures[SCALE]) == "scale_kernel"
     assert resources.TENSOR_CORE_KERNELS.search(signatures[MMA])
     assert not resources.TENSOR_CORE_KERNELS.search(signatures[SCALE])

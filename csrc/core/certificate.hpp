@@ -34,6 +34,7 @@ struct Progress {
   double bound = 0;      // latest excess bound
   double remainder = 0;  // latest ||A||^2 - captured
   double cut = 0;        // upper end of the interval that the next filter damps, 0: plain power
+  double slope = 0;      // 2 / cut, 0 where cut is
   int64_t iterations = 0;  // multiplications by G so far
   int needed = 1;          // degree that the next filter needs
   int reach = 1;           // degree that it may have
@@ -211,6 +212,7 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
     const double top = theta[0], at_rank = larger(theta[rank - 1], 0.0);
     p.needed = p.reach = 1;
     p.cut = last <= t.eps / kFilterRange * top ? 0.0 : last;
+    p.slope = p.cut > 0 ? 2 / p.cut : 0.0;
     if (p.cut == 0) {
       p.half = false;
     } else {

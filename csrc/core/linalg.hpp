@@ -44,7 +44,7 @@ class Linalg {
   // cannot look at what one has done; it then reports through Progress::broken where more are needed.
   virtual void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) = 0;
   // One step of the three-term recurrence on [0, cut]: out = factor ((2 / cut) x - z) - out, factor 1 or 2; factor 1
-  // ignores what `out` held. cut = progress[b].cut; 0 asks for the plain power: out = x.
+  // ignores what `out` held. 2 / cut = progress[b].slope; 0 asks for the plain power: out = x.
   virtual void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) = 0;
   // out[b, j] = ||x(:, j) - theta[b, j] z(:, j)||^2.
   virtual void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) = 0;

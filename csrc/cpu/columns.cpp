@@ -72,16 +72,16 @@ void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, dou
 }
 
 template <typename T>
-void chebyshev(Block<const T> x, Block<const T> z, double cut, int factor, Block<T> out) {
+void chebyshev(Block<const T> x, Block<const T> z, double slope, int factor, Block<T> out) {
   const int64_t n = x.rows * x.cols;
-  if (cut == 0) {
+  if (slope == 0) {
     for (int64_t i = 0; i < n; ++i) {
       out.data[i] = x.data[i];
     }
   } else if (factor == 1) {
-    shifted(x.data, z.data, n, T(2 / cut), out.data);
+    shifted(x.data, z.data, n, T(slope), out.data);
   } else {
-    recurrence(x.data, z.data, n, T(2 / cut), out.data);
+    recurrence(x.data, z.data, n, T(slope), out.data);
   }
 }
 

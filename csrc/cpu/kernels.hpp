@@ -42,7 +42,7 @@ void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, dou
 
 // Linalg::chebyshev for one matrix.
 template <typename T>
-void chebyshev(Block<const T> x, Block<const T> z, double cut, int factor, Block<T> out);
+void chebyshev(Block<const T> x, Block<const T> z, double slope, int factor, Block<T> out);
 
 struct Residual {
   double unrounded = 0;  // ||A - X||^2

@@ -1,5 +1,5 @@
-#include "core/philox.hpp"
 #include "core/dtype.hpp"
+#include "core/philox.hpp"
 #include "cpu/kernels.hpp"
 
 namespace laser::cpu {

@@ -44,12 +44,12 @@ struct Chebyshev {
   Block<T> out;
 
   __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    const double cut = progress[b].cut;
+    const T slope = T(progress[b].slope);
     T& to = out.at(b, i, j);
-    if (cut == 0) {
+    if (slope == 0) {
       to = x.at(b, i, j);
     } else {
-      const T shifted = T(2 / cut) * x.at(b, i, j) - z.at(b, i, j);
+      const T shifted = slope * x.at(b, i, j) - z.at(b, i, j);
       to = factor == 1 ? shifted : 2 * shifted - to;
     }
   }

@@ -1,5 +1,5 @@
-// Dense eigen- and singular value problems of any size. csrc/cuda asks through DenseSolver; CusolverSolver answers where
-// cuSOLVER is to be had, and the caller lends another implementation where it is not.
+// Dense eigen- and singular value problems of any size. csrc/cuda asks through DenseSolver; CusolverSolver answers
+// where cuSOLVER is to be had, and the caller lends another implementation where it is not.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -14,8 +14,8 @@
 
 namespace laser {
 
-// Blocks lie in device memory, are finite, and do not overlap. Only selected matrices are touched. Both may wait for the
-// stream.
+// Blocks lie in device memory, are finite, and do not overlap. Only selected matrices are touched. Both may wait for
+// the stream.
 class DenseSolver {
  public:
   virtual ~DenseSolver() = default;
@@ -41,7 +41,8 @@ struct BatchLimits {
 };
 
 // By cuSOLVER.
-// eigh: as many matrices at a time as `limits` allow, then one wait for all; a matrix that failed is redone alone. Takes
+// eigh: as many matrices at a time as `limits` allow, then one wait for all; a matrix that failed is redone alone.
+// Takes
 //       as much scratch as one such batch, and cuSOLVER's own.
 // svd:  one matrix at a time, one wait for each: polar decomposition (gesvdp), where that fails or has perturbed the
 //       values Jacobi (gesvdj), where that fails QR (gesvd). Scratch: (2 m + n) n elements and cuSOLVER's own.

@@ -17,7 +17,7 @@ constexpr int kTile = 32;
 constexpr int kTileWarps = 8;
 
 template <typename T>
-__global__ void __launch_bounds__(kTile * kTileWarps)
+__global__ void __launch_bounds__(kTile* kTileWarps)
     transfer_kernel(Block<const T> from, Selection source,  // matrix source[s]
                     Block<T> to, Selection target,          // becomes matrix target[s]
                     unsigned tiles, unsigned tiles_per_row) {

@@ -43,7 +43,7 @@ E* LinalgCuda<T>::room(const CudaContext& context, DeviceArray<E>& scratch, int6
 }
 
 template <typename T>
-int64_t linalg_cuda_bytes(int64_t rows, int64_t cols, int64_t block) {
+int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
   const int64_t slices = std::is_same_v<T, float> ? kAllSlices * rows * block * int64_t(sizeof(BFloat16)) : 0;
   return slices + rows * block * int64_t(sizeof(T)) + 8 * (column_partials(rows, block, 1) + block + 64) +
          8 * normalize_partials(rows, block, 1);
@@ -180,8 +180,7 @@ void LinalgCuda<T>::squared_norm(Block<const T> x, double* out) {
 template <typename T>
 void LinalgCuda<T>::small_eigh(Block<const T> h, Block<T> w, double* theta) {
   if (h.cols <= jacobi_limit<T>(context_.shared_limit)) {
-    check(laser::small_eigh(h, w, theta, batch_.selection, context_.stream), "small_eigh",
-          h.count, h.rows, h.cols);
+    check(laser::small_eigh(h, w, theta, batch_.selection, context_.stream), "small_eigh", h.count, h.rows, h.cols);
   } else {
     context_.solver->eigh(h, w, theta, batch_.selection);
   }
@@ -231,7 +230,7 @@ void LinalgCuda<T>::read(const Progress* progress, std::vector<Progress>& host) 
 
 template class LinalgCuda<float>;
 template class LinalgCuda<double>;
-template int64_t linalg_cuda_bytes<float>(int64_t, int64_t, int64_t);
-template int64_t linalg_cuda_bytes<double>(int64_t, int64_t, int64_t);
+template int64_t linalg_cuda_bytes<float>(int64_t, int64_t);
+template int64_t linalg_cuda_bytes<double>(int64_t, int64_t);
 
 }  // namespace laser

@@ -70,6 +70,6 @@ class LinalgCuda final : public Linalg<T> {
 
 // Bytes of scratch per matrix that an object takes beyond what the driver's own scratch counts.
 template <typename T>
-int64_t linalg_cuda_bytes(int64_t rows, int64_t cols, int64_t block);
+int64_t linalg_cuda_bytes(int64_t rows, int64_t block);
 
 }  // namespace laser

@@ -81,20 +81,20 @@ __global__ void __launch_bounds__(kPanelThreads)
   __shared__ double scratch[32];
   const int64_t b = sel[blockIdx.x], l = s.cols;
   double sum = 0;
-  bool any_dead = false;
+  double dead = 0;
   for (int64_t i = threadIdx.x / 32; i < l; i += kPanelThreads / 32) {
     const bool dead_row = s.at(b, i, i) < T(kDeadLength2);
-    any_dead = any_dead || dead_row;
+    dead += dead_row ? 1.0 : 0.0;
     for (int64_t j = threadIdx.x % 32; j < l; j += 32) {
       const T v = s.at(b, i, j);
       const double off = double(v) - (i == j ? 1.0 : 0.0);
       sum += off * off;
-      const bool dead = dead_row || s.at(b, j, j) < T(kDeadLength2);
-      work.at(b, i, j) = !dead ? v : i == j ? T(kDead) : T(0);
+      const bool out = dead_row || s.at(b, j, j) < T(kDeadLength2);
+      work.at(b, i, j) = !out ? v : i == j ? T(kDead) : T(0);
     }
   }
   sum = block_reduce(sum, Sum(), scratch);
-  const double dead = block_reduce(any_dead ? 1.0 : 0.0, Max(), scratch);
+  dead = block_reduce(dead, Sum(), scratch);
   if (threadIdx.x == 0) {
     deviation[b] = sqrt(sum);
     shifted[b] = dead > 0;

@@ -256,7 +256,7 @@ int64_t bytes_of_one(const Call& call) {
     scratch = gram_eigh_scratch(one);
     scratch.elements *= 2;  // the eigensolver's own
   }
-  bytes += scratch.elements * int64_t(sizeof(T)) + scratch.doubles * 8 + linalg_cuda_bytes<T>(m, n, l);
+  bytes += scratch.elements * int64_t(sizeof(T)) + scratch.doubles * 8 + linalg_cuda_bytes<T>(m, l);
   return bytes;
 }
 

@@ -54,9 +54,9 @@ __device__ __forceinline__ int player(int n, int round, int pair, int k) {
 
 template <typename T>
 __global__ void __launch_bounds__(kJacobiThreads, 1) small_eigh_kernel(Block<const T> from,  // (count, l, l)
-                                                                    Block<T> to,          // (count, l, l)
-                                                                    double* theta,        // (count, l)
-                                                                    T eps, Selection sel) {
+                                                                       Block<T> to,          // (count, l, l)
+                                                                       double* theta,        // (count, l)
+                                                                       T eps, Selection sel) {
   LASER_DYNAMIC_SHARED(double, scratch);  // 32
   const int l = int(from.cols), n = l + l % 2, pairs = n / 2, t = threadIdx.x;
   const int64_t b = sel[blockIdx.x];

@@ -1,6 +1,6 @@
-// The few functions of cuBLAS and cuSOLVER that csrc/cuda calls, found at run time: building needs neither their headers
-// nor their libraries. Opaque handles are void*, enumerations int; tests/vendor_headers.cpp compares every prototype and
-// value with NVIDIA's headers.
+// The few functions of cuBLAS and cuSOLVER that csrc/cuda calls, found at run time: building needs neither their
+// headers nor their libraries. Opaque handles are void*, enumerations int; tests/vendor_headers.cpp compares every
+// prototype and value with NVIDIA's headers.
 #pragma once
 #include <cuda_runtime.h>
 

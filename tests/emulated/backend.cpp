@@ -177,13 +177,8 @@ int with_context(int64_t memory_limit, int64_t device_bytes, size_t shared_limit
     observed = {};
     Arena arena{device_bytes};
     HostSolver solver;
-    const CudaContext context{nullptr,
-                              &fake_cublas(),
-                              nullptr,
-                              [&](size_t bytes) { return arena.allocate(bytes); },
-                              &solver,
-                              shared_limit,
-                              memory_limit};
+    const CudaContext context{nullptr, &fake_cublas(), nullptr,     [&](size_t bytes) { return arena.allocate(bytes); },
+                              &solver, shared_limit,   memory_limit};
     f(context);
     observed.solver_calls = solver.calls;
   });
@@ -197,8 +192,8 @@ EMU_EXPORT void emu_observed(int64_t* out) {
   out[2] = observed.most_bytes;
 }
 
-// route: 0 randomized, 1 gram_eigh, 2 full_svd. u null: the dense product goes to `out`. limits: bytes a group may take,
-// bytes the device has (0: enough), shared memory of a block.
+// route: 0 randomized, 1 gram_eigh, 2 full_svd. u null: the dense product goes to `out`. limits: bytes a group may
+// take, bytes the device has (0: enough), shared memory of a block.
 EMU_EXPORT int emu_rank_reduce(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols,
                                int64_t stride, int64_t row_stride, void* out, void* u, void* s, void* vh, int64_t rank,
                                int64_t route, int64_t block, int64_t gram, int64_t wide, int64_t half, double tol,

@@ -67,11 +67,11 @@ EMU_EXPORT int emu_mirror(double* g, int64_t count, int64_t n, const int* index,
 }
 
 EMU_EXPORT int emu_chebyshev(const double* x, const double* z, double* out, int64_t count, int64_t rows, int64_t cols,
-                             const double* cut, int64_t factor, const int* index, int64_t selected) {
+                             const double* slope, int64_t factor, const int* index, int64_t selected) {
   return guarded([&] {
     std::vector<Progress> progress(count);
     for (int64_t b = 0; b < count; ++b) {
-      progress[b].cut = cut[b];
+      progress[b].slope = slope[b];
     }
     must(chebyshev(dense<const double>(x, count, rows, cols), dense<const double>(z, count, rows, cols),
                    progress.data(), int(factor), dense<double>(out, count, rows, cols), of(index, selected), nullptr));
@@ -104,9 +104,8 @@ EMU_EXPORT int emu_diagonal(const float* m, float* u, int64_t count, int64_t l, 
 }
 
 EMU_EXPORT int emu_column_signs(const float* u, double* sign, int64_t count, int64_t rows, int64_t cols) {
-  return guarded([&] {
-    must(column_signs(dense<const float>(u, count, rows, cols), sign, of(nullptr, count), nullptr));
-  });
+  return guarded(
+      [&] { must(column_signs(dense<const float>(u, count, rows, cols), sign, of(nullptr, count), nullptr)); });
 }
 
 // The same step on the host and on the device: out (2, count, 6) of missing, bound, remainder, cut, needed, status.
@@ -116,8 +115,9 @@ EMU_EXPORT int emu_judge(const double* theta, const double* residual2, const dou
     for (int where = 0; where < 2; ++where) {
       std::vector<Progress> progress(count);
       std::vector<double> loss(count * block);
-      const RitzStep step{theta, residual2, loss.data(), norm2, progress.data(), nullptr, rank, block,
-                          n,     {tol, 1e-7, 1e-6},     4,     60,              true,    true};
+      const RitzStep step{theta,   residual2, loss.data(), norm2, progress.data(),
+                          nullptr, rank,      block,       n,     {tol, 1e-7, 1e-6},
+                          4,       60,        true,        true};
       if (where == 0) {
         for (int64_t b = 0; b < count; ++b) {
           judge(SerialTeam{}, step, b);

@@ -22,8 +22,8 @@ template <typename T>
 void normalize(void* x, int64_t count, int64_t n, int64_t l, laser::Selection sel) {
   using namespace laser;
   std::vector<double> partial(normalize_partials(n, l, count));
-  check(normalize_columns(Block<T>::dense(static_cast<T*>(x), count, n, l), sel, partial.data(), nullptr), "test", count,
-        n, l);
+  check(normalize_columns(Block<T>::dense(static_cast<T*>(x), count, n, l), sel, partial.data(), nullptr), "test",
+        count, n, l);
 }
 
 }  // namespace
