@@ -209,13 +209,13 @@ void LinalgAten<T>::sketch(Block<T> q, uint64_t seed, const int64_t* keys) {
   one_by_one(q.count, [&](int64_t b, Block<T> one) { cpu::sketch(one, seed, keys[b]); }, q);
 }
 
-// Looks after every pass, so that `passes` has nothing to say.
+// Looks after every pass, so that it knows how many are needed.
 template <typename T>
-void LinalgAten<T>::orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int) {
+void LinalgAten<T>::orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) {
   together(
-      [](Block<T> a, Block<T> s, Block<T> f) {
+      [&](Block<T> a, Block<T> s, Block<T> f) {
         Tools tools;
-        cpu::orthonormalize(tools, a, s, f);
+        cpu::orthonormalize(tools, a, s, f, passes == 1);
       },
       x, gram, factor);
 }

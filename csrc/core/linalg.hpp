@@ -40,8 +40,9 @@ class Linalg {
   // q(i, j) = the integer of philox.hpp for (seed, keys[b], i, j); keys on the host, one per matrix of the batch.
   virtual void sketch(Block<T> q, uint64_t seed, const int64_t* keys) = 0;
   // x (count, n, l) <- an orthonormal basis of its columns, n >= l; columns that depend on the others are replaced by
-  // arbitrary orthonormal ones. gram, factor: scratch (count, l, l). passes: of CholeskyQR where the implementation
-  // cannot look at what one has done; it then reports through Progress::broken where more are needed.
+  // arbitrary orthonormal ones. gram, factor: scratch (count, l, l). passes: of CholeskyQR. One gives a basis that is
+  // only good enough to be multiplied on; with more, an implementation may stop as soon as nothing is left to do, and
+  // one that cannot look reports through Progress::broken where they did not suffice.
   virtual void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) = 0;
   // One step of the three-term recurrence on [0, cut]: out = factor ((2 / cut) x - z) - out, factor 1 or 2; factor 1
   // ignores what `out` held. 2 / cut = progress[b].slope; 0 asks for the plain power: out = x.

@@ -99,7 +99,10 @@ struct Iteration {
     ++multiplies;
   }
 
-  void orthonormalize() { la.orthonormalize(ws.q, ws.h, ws.w, p.tolerance.tol < 0 ? kPasses + 1 : kPasses); }
+  // rough: another multiplication follows, not a look.
+  void orthonormalize(bool rough) {
+    la.orthonormalize(ws.q, ws.h, ws.w, rough ? 1 : p.tolerance.tol < 0 ? kPasses + 1 : kPasses);
+  }
 
   // q <- orth(G^k sketch)
   void start() {
@@ -111,13 +114,14 @@ struct Iteration {
     }
     la.sketch(ws.q, p.seed, p.keys);
     if (p.block == p.cols) {  // the whole space: nothing to iterate
-      orthonormalize();
+      orthonormalize(false);
       return;
     }
-    while (multiplies < std::min(std::max(kStart, p.look_every), p.max_iter)) {
+    const int64_t target = std::min(std::max(kStart, p.look_every), p.max_iter);
+    while (multiplies < target) {
       apply(ws.q, ws.x);
       std::swap(ws.q, ws.x);
-      orthonormalize();
+      orthonormalize(multiplies < target);
     }
   }
 
@@ -144,26 +148,26 @@ struct Iteration {
               p.max_iter - multiplies, first, p.half});
   }
 
-  // q <- orth(T_degree((2/cut) G - I) z), where x = G z.
-  void filter(int degree) {
+  // q <- orth(T_d((2/cut) G - I) z), where x = G z; d = degree, or less so that no more than `target` are done.
+  void filter(int64_t degree, int64_t target) {
     la.chebyshev(ws.x, ws.z, out.progress, 1, ws.q);
-    for (int d = 2; d <= degree; ++d) {
+    for (int64_t d = 2; d <= degree && multiplies < target; ++d) {
       apply(ws.q, ws.x);
       la.chebyshev(ws.x, ws.q, out.progress, 2, ws.z);
       std::swap(ws.q, ws.z);
     }
-    orthonormalize();
+    orthonormalize(multiplies < target);
   }
 
   // Filters until `ahead` more multiplications are done; the first one is what the look left in x.
   void advance(int64_t ahead, int degree) {
     const int64_t target = std::min(multiplies + ahead, p.max_iter);
     ++multiplies;
-    filter(int(std::min<int64_t>(degree, target - multiplies + 1)));
+    filter(degree, target);
     while (multiplies < target) {
       std::swap(ws.q, ws.z);
       apply(ws.z, ws.x);
-      filter(int(std::min<int64_t>(degree, target - multiplies + 1)));
+      filter(degree, target);
     }
   }
 

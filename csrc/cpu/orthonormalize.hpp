@@ -65,9 +65,10 @@ bool shifted_cholesky(Tools& tools, Block<T> gram, Block<T> factor, std::vector<
 }
 
 // x (count, n, l) <- an orthonormal basis of its columns, in place; n >= l. Columns that depend on
-// the others are replaced by arbitrary orthonormal ones. gram, factor: scratch (count, l, l).
+// the others are replaced by arbitrary orthonormal ones. gram, factor: scratch (count, l, l). rough: one pass, which may
+// leave them short of orthonormal.
 template <typename Tools, typename T>
-void orthonormalize(Tools& tools, Block<T> x, Block<T> gram, Block<T> factor) {
+void orthonormalize(Tools& tools, Block<T> x, Block<T> gram, Block<T> factor, bool rough) {
   std::vector<int> failed(x.count);
   const double rounding = 4 * std::numeric_limits<T>::epsilon() * std::sqrt(double(x.cols));
   for (int64_t b = 0; b < x.count; ++b) {
@@ -84,7 +85,7 @@ void orthonormalize(Tools& tools, Block<T> x, Block<T> gram, Block<T> factor) {
       break;
     }
     tools.solve_triangular(factor, x);
-    if (!shifted && before < kNearlyOrthonormal) {
+    if (rough || (!shifted && before < kNearlyOrthonormal)) {
       return;
     }
   }
