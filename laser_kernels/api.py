@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from laser_kernels import ops
+from laser_kernels.arrays import back_to, on_its_stream
 from laser_kernels.canonical import Canonical, as_tensor, canonicalise, unit_stride
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
@@ -30,6 +31,7 @@ class SVD(NamedTuple):
 Rank = int | float | Sequence[int | float]
 
 
+@on_its_stream
 def truncated_svd(
     A: Any,
     rank: Rank,
@@ -89,7 +91,7 @@ def truncated_svd(
             return rows
 
         infos.append(run(bucket, options, attempt, "truncated_svd"))
-        results.append(SVD(*(t.numpy() for t in held)) if given.numpy else SVD(*held))
+        results.append(SVD(*map(given.back, held)))
     result: Any
     if given.form == "matrix":
         result = SVD(*(t[0] for t in results[0]))
@@ -101,6 +103,7 @@ def truncated_svd(
     return (result, _infos(given, infos)) if return_info else result
 
 
+@on_its_stream
 def low_rank(
     A: Any,
     rank: Rank,
@@ -148,9 +151,8 @@ def low_rank(
             target = result if whole else torch.empty_like(weight)
             rows = backend.low_rank(weight, target, bucket.rank, *options.arguments(path), keys)
             if not whole:
-                for j, i in enumerate(todo):
-                    if rows[j, 0] <= 1:  # certified, or nothing asked
-                        result[i] = target[j]
+                done = [j for j, status in enumerate(rows[:, 0].tolist()) if status <= 1]  # certified, or nothing asked
+                result[[todo[j] for j in done]] = target[done]
             return rows
 
         infos.append(run(bucket, options, attempt, "low_rank"))
@@ -163,17 +165,18 @@ def low_rank(
                 target.copy_(r)
         elif not isinstance(A, (list, tuple)):  # 3-D input of several ranks: equal shapes after all
             ordered = torch.stack(ordered)
-        if out is None and given.numpy:
-            ordered = [r.numpy() for r in ordered] if isinstance(ordered, list) else ordered.numpy()
+        if out is None:
+            ordered = [given.back(r) for r in ordered] if isinstance(ordered, list) else given.back(ordered)
     else:
         ordered = results[0][0] if given.form == "matrix" else results[0]
         if targets and direct is None:
             targets[0].copy_(ordered)
-        ordered = ordered.numpy() if given.numpy else ordered
+        ordered = given.back(ordered)
     result_or_out = ordered if out is None else out
     return (result_or_out, _infos(given, infos)) if return_info else result_or_out
 
 
+@on_its_stream
 def svdvals(A: Any) -> Any:
     """All singular values, descending, of a matrix, a stack, or a list; float32 (float64 for float64 input).
 
@@ -185,7 +188,7 @@ def svdvals(A: Any) -> Any:
     for bucket in given.buckets:
         wide = bucket.tensor if bucket.tensor.dtype == torch.float64 else bucket.tensor.float()
         s = torch.linalg.svdvals(wide)
-        values.append(s.numpy() if given.numpy else s)
+        values.append(given.back(s))
     if given.form == "matrix":
         return values[0][0]
     return values[0] if given.form == "stack" else _in_order(given, [list(v) for v in values])
@@ -198,9 +201,9 @@ class Factorization:
     while the optimum only grows as r' shrinks.
     """
 
-    def __init__(self, svd: SVD, info: Info, shape: tuple[int, int], dtype: torch.dtype, numpy: bool):
+    def __init__(self, svd: SVD, info: Info, shape: tuple[int, int], dtype: torch.dtype, back: Callable[[Tensor], Any]):
         self.svd, self.info, self.shape, self.dtype = svd, info, shape, dtype
-        self._numpy = numpy
+        self._back = back
 
     @property
     def rank(self) -> int:
@@ -227,12 +230,13 @@ class Factorization:
         if out is not None:
             as_tensor(out, "factorize", "out").copy_(product)
             return out
-        return product.numpy() if self._numpy else product
+        return self._back(product)
 
     def __repr__(self) -> str:
         return f"Factorization({self.shape[0]}x{self.shape[1]}, rank {self.rank}, {self.info.route})"
 
 
+@on_its_stream
 def factorize(A: Any, rank: int | float | None = None, *, tol: float = 1e-3, seed: int = 0) -> Factorization:
     """Decomposes one matrix once, for every rank up to `rank` (None: all, by a full SVD).
 
@@ -251,7 +255,7 @@ def factorize(A: Any, rank: int | float | None = None, *, tol: float = 1e-3, see
         route="full_svd" if whole else "auto",
         return_info=True,
     )
-    return Factorization(svd, info, (t.shape[0], t.shape[1]), t.dtype, isinstance(A, np.ndarray))
+    return Factorization(svd, info, (t.shape[0], t.shape[1]), t.dtype, back_to(A))
 
 
 def choose(

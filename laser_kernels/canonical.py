@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from laser_kernels.arrays import back_to, to_tensor
 from laser_kernels.rank import resolve_rank
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -31,27 +32,21 @@ class Bucket(NamedTuple):
 
 
 class Canonical(NamedTuple):
-    """The caller's input. form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else)."""
+    """The caller's input. form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else). back: makes a result
+    the caller's kind of array."""
 
     buckets: list[Bucket]
     size: int
     form: str
-    numpy: bool
+    back: Callable[[Tensor], Any]
 
 
 def as_tensor(a: Any, where: str, name: str = "A") -> Tensor:
     """A detached tensor over the caller's memory, with its dtype checked."""
-    if isinstance(a, Tensor):
-        t = a.detach()
-    elif isinstance(a, np.ndarray):
-        if a.dtype.kind not in "fiucb":
-            raise TypeError(f"[laser_kernels::{where}] {name} must hold floating-point numbers; got NumPy {a.dtype}")
-        # torch knows neither read-only memory, nor negative strides, nor foreign byte order
-        plain = a.flags.writeable and a.dtype.isnative and all(s >= 0 for s in a.strides)
-        t = torch.from_numpy(a if plain else np.array(a, dtype=a.dtype.newbyteorder("="), order="C"))
-    elif hasattr(a, "__dlpack__"):
-        t = torch.from_dlpack(a)
-    else:
+    if isinstance(a, np.ndarray) and a.dtype.kind not in "fiucb":
+        raise TypeError(f"[laser_kernels::{where}] {name} must hold floating-point numbers; got NumPy {a.dtype}")
+    t = to_tensor(a)
+    if t is None:
         raise TypeError(
             f"[laser_kernels::{where}] {name} must be a torch tensor, a NumPy array, an array with DLPack, or a list of "
             f"them; got {type(a).__name__}"
@@ -112,7 +107,7 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
         raise ValueError(
             f"[laser_kernels::{where}] all matrices must be on one device; got {' and '.join(devices)}: move them first"
         )
-    numpy = isinstance(A[0] if listed else A, np.ndarray)
+    back = back_to(A[0] if listed else A)
     form = "list" if listed else "matrix" if arrays[0].dim() == 2 else "stack"
     matrices = arrays if form != "stack" else list(arrays[0].unbind(0))
     count = len(matrices)
@@ -121,7 +116,7 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
 
     if form != "list" and len(set(ranks)) == 1:
         whole = unit_stride(arrays[0] if form == "stack" else arrays[0].unsqueeze(0))
-        return Canonical([Bucket(whole, ranks[0], list(range(count)), keys)], count, form, numpy)
+        return Canonical([Bucket(whole, ranks[0], list(range(count)), keys)], count, form, back)
     groups: dict[tuple, list[int]] = {}
     for i, t in enumerate(matrices):
         groups.setdefault((t.shape, t.dtype, ranks[i]), []).append(i)
@@ -136,4 +131,4 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
         )
         for where_ in groups.values()
     ]
-    return Canonical(buckets, count, "list", numpy)
+    return Canonical(buckets, count, "list", back)

@@ -1,0 +1,55 @@
+"""Arrays of other libraries: into a tensor over the same memory and back, on the stream their library works on."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def to_tensor(a: Any) -> Tensor | None:
+    """A detached tensor over the memory of `a`; a copy where torch cannot view it; None for what is no array."""
+    if isinstance(a, Tensor):
+        return a.detach()
+    if isinstance(a, np.ndarray):
+        # torch knows neither read-only memory, nor negative strides, nor foreign byte order
+        plain = a.flags.writeable and a.dtype.isnative and all(s >= 0 for s in a.strides)
+        return torch.from_numpy(a if plain else np.array(a, dtype=a.dtype.newbyteorder("="), order="C"))
+    return torch.from_dlpack(a) if hasattr(a, "__dlpack__") else None
+
+
+def back_to(a: Any) -> Callable[[Tensor], Any]:
+    """What turns a result into the kind of array that `a` is: NumPy's, CuPy's, any array-API library's, or torch's."""
+    if isinstance(a, np.ndarray):
+        return Tensor.numpy
+    if not isinstance(a, Tensor) and hasattr(a, "__array_namespace__"):
+        return a.__array_namespace__().from_dlpack
+    return lambda tensor: tensor
+
+
+def _stream_of(a: Any) -> AbstractContextManager[Any]:
+    first = a[0] if isinstance(a, (list, tuple)) and a else a
+    if type(first).__module__.partition(".")[0] != "cupy":
+        return nullcontext()
+    cupy = sys.modules["cupy"]
+    device = f"cuda:{first.device.id}"
+    return torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=device))
+
+
+def on_its_stream(function: F) -> F:
+    """Runs function(A, ...) on CuPy's current stream where A is CuPy's, so that both libraries see one order of work."""
+
+    @functools.wraps(function)
+    def wrapped(A: Any, *args: Any, **kwargs: Any) -> Any:
+        with _stream_of(A):
+            return function(A, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]

@@ -1,0 +1,165 @@
+"""What only a GPU can show: the CUDA kernels against the CPU's and the contract, streams, graphs, memory, CuPy."""
+
+import pytest
+import torch
+
+import laser_kernels as lk
+from laser_kernels import ops
+from laser_kernels.testing import llm_like, norm, orthonormality_bound, residual, residual_bound
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() and ops.COMPILED_CUDA), reason="needs a GPU and liblaser_cuda.so"
+    ),
+]
+L = torch.ops.laser_kernels
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def stack(*shape, dtype=torch.bfloat16):
+    count, m, n = shape
+    return torch.stack([llm_like(m, n, seed) for seed in range(count)]).to("cuda", dtype)
+
+
+def keeps_the_contract(a, x, info, tol=1e-3):
+    assert info.residual - info.rounding <= residual_bound(a, info.rank, tol), info
+    assert abs(residual(a, x) - info.residual) <= 1e-3 * info.residual + 1e-9 * norm(a)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 300, 200), (2, 130, 515), (2, 1024, 768)], ids=str)
+@pytest.mark.parametrize("route", ["auto", "randomized", "gram_eigh", "full_svd"])
+def test_low_rank_keeps_the_contract(shape, dtype, route):
+    a = stack(*shape, dtype=dtype)
+    x, infos = lk.low_rank(a, 0.1, route=route, return_info=True)
+    assert x.is_cuda and x.dtype == dtype
+    for one, y, info in zip(a, x, infos, strict=True):
+        keeps_the_contract(one, y, info)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_factors_are_an_svd(dtype):
+    a = stack(2, 400, 260, dtype=dtype)
+    u, s, vh = lk.truncated_svd(a, 30)
+    identity = torch.eye(30, dtype=u.dtype, device="cuda")
+    assert (u.mT @ u - identity).abs().max() <= orthonormality_bound(dtype, 30)
+    assert (vh @ vh.mT - identity).abs().max() <= orthonormality_bound(dtype, 30)
+    for one, x in zip(a, (u.double() * s.double()[:, None]) @ vh.double(), strict=True):
+        assert residual(one, x) <= residual_bound(one, 30, 1e-3)
+
+
+def test_kernel_sketch_has_the_bits_of_the_cpu():
+    weight = torch.zeros(3, 70, 50)
+    assert torch.equal(L.sketch(weight.cuda(), 17, 5, [1, 2, 2**40]).cpu(), L.sketch(weight, 17, 5, [1, 2, 2**40]))
+
+
+def test_kernel_prepare_agrees_with_the_cpu():
+    a = stack(3, 257, 130)
+    torch.testing.assert_close(L.prepare(a).cpu(), L.prepare(a.cpu()), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("columns", [1, 33, 130, 600])
+def test_kernel_orthonormalize(columns):
+    q = L.orthonormalize(torch.randn(3, 700, columns, device="cuda"))
+    assert (q.mT @ q - torch.eye(columns, device="cuda")).abs().max() <= orthonormality_bound(torch.float32, columns)
+
+
+@pytest.mark.parametrize("side", [1, 33, 128, 300])
+def test_kernel_small_eigh(side):
+    a = torch.randn(4, side, side, device="cuda")
+    h = a @ a.mT
+    theta, w = L.small_eigh(h)
+    exact = torch.linalg.eigvalsh(h.double()).flip(1)
+    assert ((theta - exact).abs() <= 1e-5 * exact[:, :1]).all()
+    assert (h.double() @ w.double() - w.double() * theta[:, None]).abs().max() <= 1e-5 * exact.max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 257, 130, 40), (1, 1024, 1024, 100)], ids=str)
+def test_kernel_reconstruct_agrees_with_the_cpu(shape, dtype):
+    count, m, n, rank = shape
+    left, right = torch.randn(count, m, rank), torch.randn(count, n, rank)
+    weight = (left @ right.mT + 0.1 * torch.randn(count, m, n)).to(dtype)
+    expected, out = torch.empty_like(weight), torch.empty_like(weight, device="cuda")
+    norms = L.reconstruct(left, right, weight, expected)
+    found = L.reconstruct(left.cuda(), right.cuda(), weight.cuda(), out)
+    torch.testing.assert_close(found.cpu(), norms, rtol=1e-4, atol=0)
+    slack = 2 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
+    assert (out.cpu().double() - expected.double()).abs().max() <= slack * expected.abs().max().double()
+
+
+def test_equal_calls_give_equal_bits():
+    a = stack(4, 512, 384)
+    assert torch.equal(lk.low_rank(a, 32), lk.low_rank(a, 32))
+
+
+def test_a_batch_is_what_its_matrices_are():
+    a = stack(5, 300, 200, dtype=torch.float32)
+    together = lk.low_rank(a, 20)
+    for one, x in zip(a, together, strict=True):
+        assert residual(lk.low_rank(one, 20), x) <= 2e-3 * norm(one)
+
+
+def test_the_current_stream_is_used():
+    a = stack(2, 512, 384)
+    expected = lk.low_rank(a, 32)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(a)
+        torch.cuda._sleep(50_000_000)
+        late.copy_(a)
+        x = lk.low_rank(late, 32)
+    stream.synchronize()
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_tolerance_the_op_can_be_captured(dtype):
+    a = stack(3, 300, 200, dtype=dtype)
+    out = torch.empty_like(a)
+    arguments = (20, "randomized", 32, False, False, False, None, 4, 0, [0, 0, 0])
+    expected = torch.empty_like(a)
+    rows = L.low_rank(a, expected, *arguments)  # also what must happen once before a capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = L.low_rank(a, out, *arguments)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected) and torch.equal(captured, rows)
+
+
+def test_out_of_memory_splits_the_batch():
+    a = stack(8, 1024, 1024, dtype=torch.float32)
+    lk.low_rank(a, 64)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    ballast = torch.empty(free - (120 << 20), dtype=torch.uint8, device="cuda")
+    try:
+        x, infos = lk.low_rank(a, 64, return_info=True)
+    finally:
+        del ballast
+        torch.cuda.empty_cache()
+    for one, y, info in zip(a, x, infos, strict=True):
+        keeps_the_contract(one, y, info)
+
+
+def test_a_bad_matrix_is_named_and_nothing_is_written():
+    a = stack(3, 64, 48)
+    a[1, 3, 3] = float("nan")
+    before = a.clone()
+    with pytest.raises(lk.NonFiniteError, match="1"):
+        lk.low_rank(a, 4, out=a)
+    assert torch.equal(a.nan_to_num(7), before.nan_to_num(7))
+
+
+def test_cupy_in_cupy_out():
+    cupy = pytest.importorskip("cupy")
+    a = stack(2, 120, 90, dtype=torch.float32)
+    with cupy.cuda.Stream():
+        x = lk.low_rank(cupy.from_dlpack(a), 9)
+        assert isinstance(x, cupy.ndarray)
+        cupy.cuda.get_current_stream().synchronize()
+    assert torch.equal(torch.from_dlpack(x), lk.low_rank(a, 9))
