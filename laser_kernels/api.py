@@ -91,14 +91,14 @@ def truncated_svd(
             return rows
 
         infos.append(run(bucket, options, attempt, "truncated_svd"))
-        results.append(SVD(*map(given.back, held)))
+        results.append(SVD(*held))
     result: Any
     if given.form == "matrix":
-        result = SVD(*(t[0] for t in results[0]))
+        result = SVD(*(given.back(t[0]) for t in results[0]))
     elif given.form == "stack":
-        result = results[0]
+        result = SVD(*map(given.back, results[0]))
     else:
-        split = [[SVD(u, s, vh) for u, s, vh in zip(*r, strict=True)] for r in results]
+        split = [[SVD(*map(given.back, one)) for one in zip(*r, strict=True)] for r in results]
         result = _in_order(given, split)
     return (result, _infos(given, infos)) if return_info else result
 
@@ -188,10 +188,10 @@ def svdvals(A: Any) -> Any:
     for bucket in given.buckets:
         wide = bucket.tensor if bucket.tensor.dtype == torch.float64 else bucket.tensor.float()
         s = torch.linalg.svdvals(wide)
-        values.append(given.back(s))
-    if given.form == "matrix":
-        return values[0][0]
-    return values[0] if given.form == "stack" else _in_order(given, [list(v) for v in values])
+        values.append(s)
+    if given.form == "list":
+        return _in_order(given, [[given.back(one) for one in v] for v in values])
+    return given.back(values[0][0] if given.form == "matrix" else values[0])
 
 
 class Factorization:

@@ -27,6 +27,9 @@ class Foreign:
     def __dlpack_device__(self):
         return self.tensor.__dlpack_device__()
 
+    def __getitem__(self, where):
+        return Foreign(self.tensor[where])
+
     def __array_namespace__(self):
         return types.SimpleNamespace(from_dlpack=lambda x: Foreign(torch.from_dlpack(x)))
 
