@@ -10,9 +10,9 @@ ARCHS ?= 80-real;90a-real;100-real;120
 # Python links neither: AddressSanitizer must come first, and finds __cxa_throw in libstdc++.
 ASAN = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libstdc++.so)
 NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
-CXX_FILES = $(wildcard csrc/*/*.hpp csrc/*/*.cpp python/*.hpp python/*.cpp)
+CXX_FILES = $(wildcard csrc/*/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/emu/include/*.h python/*.?pp tests/emulated/*.?pp tests/*.cpp)
 
-.PHONY: help env demo demo-model test lint format cuda emu-test gpu-check bench figures clean
+.PHONY: help torch-cuda env demo demo-model test lint format cuda emu-test gpu-check bench figures clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -69,6 +69,9 @@ emu-test: $(VENV)/built  ## every CUDA kernel under the CPU emulator, then once 
 	LASER_EMU_SANITIZE=address $(PY) tests/emulator.py
 	LASER_EMU_SANITIZE=address ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 LD_PRELOAD="$(ASAN)" \
 	  $(PY) -m pytest --capture=sys tests/test_emulated*.py  # sys: a report is printed although the process is killed
+
+torch-cuda:  ## build with CUDA against the oldest torch we promise (2.11, CUDA 13: 4.7 GB of wheels) and run the suite
+	$(MAKE) test VENV=.venv-torch-cuda TORCH="torch==2.11.0"
 
 gpu-check:  ## on a machine with a GPU, offline: build, test, sanitize, time (GPU_CHECK=build|test|sanitize|bench for a part)
 	$(PYTHON) bench/gpu_check.py

@@ -125,7 +125,10 @@ def test_a_sound_library_passes():
         ({"archs": ("80", "90a", "120")}, "sm_120: no machine code"),  # its PTX does not count
         ({"archs": ("80", "90")}, "sm_90: no machine code"),
         ({"usage": USAGE + WASTEFUL}, "sm_90a: no wasteful_kernel"),
-        ({"sass": SASS.replace("HGMMA", "FFMA")}, "sm_90a: reconstruct_mma_kernel<float, 16>: no tensor-core instruction"),
+        (
+            {"sass": SASS.replace("HGMMA", "FFMA")},
+            "sm_90a: reconstruct_mma_kernel<float, 16>: no tensor-core instruction",
+        ),
         ({"signatures": SIGNATURES | {MMA: "laser::gram_kernel(float*)"}}, "no kernel claims tensor cores"),
         ({"usage": ""}, "no kernels in this library"),
     ],
