@@ -11,7 +11,7 @@
 namespace laser {
 
 // Makes the tensor's device current for as long as it lives; the context must not outlive it.
-class LentCuda {
+class __attribute__((visibility("hidden"))) LentCuda {
  public:
   explicit LentCuda(const torch::stable::Tensor& tensor);
   ~LentCuda();

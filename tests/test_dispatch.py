@@ -13,10 +13,11 @@ sides = st.integers(1, 30000)
 
 
 @given(sides, sides, st.floats(0.001, 1), st.sampled_from(["float32", "float64", "bfloat16"]),
-       st.sampled_from([None, 0, 1e-4, 1e-3, 1e-1]))  # fmt: skip
-def test_choose_always_answers_with_a_route_that_fits(m, n, fraction, dtype, tol):
+       st.sampled_from([None, 0, 1e-4, 1e-3, 1e-1]),
+       st.sampled_from([("cpu", ""), ("cpu", "bf16"), ("cuda", "9.0"), ("cuda", "12.0"), ("xpu", "")]))  # fmt: skip
+def test_choose_always_answers_with_a_route_that_fits(m, n, fraction, dtype, tol, device):
     rank = resolve_rank(fraction, m, n)
-    problem = Problem(m, n, rank, dtype, tol)
+    problem = Problem(m, n, rank, dtype, tol, device[0], 3, device[1])
     route = choose(problem)
     assert route == choose(problem) and route == choose(problem._replace(rows=n, cols=m))
     assert rank <= route.block <= min(m, n)
@@ -77,3 +78,12 @@ def test_perturbation_loss_is_zero_without_error_and_capped_by_the_gap():
 def test_resolve_rank_is_exact(numerator, side):
     fraction = min(numerator, 10**6) / 10**6
     assert resolve_rank(fraction, side, side) == max(1, min(numerator, 10**6) * side // 10**6)
+
+
+def test_a_gpu_works_on_batches_and_reads_bfloat16_as_it_is():
+    alone = Problem(4096, 4096, 409, "bfloat16", 1e-3, "cuda", 1, "9.0")
+    route, many = choose(alone), choose(alone._replace(batch=32))
+    assert route.name == "randomized" and route.half and not route.wide
+    assert many.seconds < 32 * route.seconds  # what a call costs is shared
+    assert choose(alone._replace(capability="12.0")) == route  # no row of its own
+    assert not choose(alone._replace(tol=None)).half
