@@ -1,10 +1,10 @@
 // Compiles if csrc/cuda/vendor.hpp agrees with NVIDIA's headers, and does nothing else (tests/test_vendor.py).
-#include "cuda/vendor.hpp"
-
 #include <cublas_v2.h>
 #include <cusolverDn.h>
 
 #include <type_traits>
+
+#include "cuda/vendor.hpp"
 
 namespace {
 

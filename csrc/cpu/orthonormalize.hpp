@@ -65,8 +65,8 @@ bool shifted_cholesky(Tools& tools, Block<T> gram, Block<T> factor, std::vector<
 }
 
 // x (count, n, l) <- an orthonormal basis of its columns, in place; n >= l. Columns that depend on
-// the others are replaced by arbitrary orthonormal ones. gram, factor: scratch (count, l, l). rough: one pass, which may
-// leave them short of orthonormal.
+// the others are replaced by arbitrary orthonormal ones. gram, factor: scratch (count, l, l). rough: one pass, which
+// may leave them short of orthonormal.
 template <typename Tools, typename T>
 void orthonormalize(Tools& tools, Block<T> x, Block<T> gram, Block<T> factor, bool rough) {
   std::vector<int> failed(x.count);

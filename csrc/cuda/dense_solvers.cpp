@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -29,8 +30,12 @@ std::string named(int status) {
 
 // Statuses by which cuSOLVER refuses a problem, NaN in it included; another routine, or fewer matrices, may do.
 bool refused(int status) {
-  return status == CUSOLVER_STATUS_INVALID_VALUE || status == CUSOLVER_STATUS_EXECUTION_FAILED ||
-         status == CUSOLVER_STATUS_INTERNAL_ERROR || status == CUSOLVER_STATUS_NOT_SUPPORTED;
+  const bool so = status == CUSOLVER_STATUS_INVALID_VALUE || status == CUSOLVER_STATUS_EXECUTION_FAILED ||
+                  status == CUSOLVER_STATUS_INTERNAL_ERROR || status == CUSOLVER_STATUS_NOT_SUPPORTED;
+  if (so) {
+    cudaGetLastError();  // a launch of cuSOLVER's that failed; our next one would report it
+  }
+  return so;
 }
 
 void check_cusolver(int status, const char* step, const char* function, int64_t count, int64_t rows, int64_t cols) {
@@ -166,11 +171,12 @@ class CusolverSolver::Eigh {
         theta_(theta),
         sel_(sel),
         l_(h.rows),
-        chunk_(std::min({owner.limits_.bytes / int64_t(l_ * l_ * sizeof(T)), owner.limits_.matrices,
-                         int64_t(sel.count)})),
-        batched_(table_.XsyevBatched && chunk_ > 0),
+        fit_(
+            std::min({owner.limits_.bytes / int64_t(l_ * l_ * sizeof(T)), owner.limits_.matrices, int64_t(sel.count)})),
+        batched_(table_.XsyevBatched && fit_ > 0),
+        chunk_(batched_ ? fit_ : 1),
         work_(owner.allocate_),
-        vectors_(owner.allocate_, (batched_ ? chunk_ : chunk_ = 1) * l_ * l_),
+        vectors_(owner.allocate_, chunk_ * l_ * l_),
         values_(owner.allocate_, chunk_ * l_),
         device_info_(owner.allocate_, sel.count),
         info_(sel.count),
@@ -219,9 +225,9 @@ class CusolverSolver::Eigh {
 
   int call_batched(int* info, int n) {
     size_t device = 0, host = 0;
-    const int status = table_.XsyevBatched_bufferSize(
-        session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER, l_, kType<T>,
-        vectors_.get(), l_, kType<T>, values_.get(), kType<T>, &device, &host, n);
+    const int status = table_.XsyevBatched_bufferSize(session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR,
+                                                      CUBLAS_FILL_MODE_LOWER, l_, kType<T>, vectors_.get(), l_,
+                                                      kType<T>, values_.get(), kType<T>, &device, &host, n);
     if (status != CUSOLVER_STATUS_SUCCESS) {
       return status;
     }
@@ -233,9 +239,9 @@ class CusolverSolver::Eigh {
 
   int call_single(int* info) {
     size_t device = 0, host = 0;
-    const int status = table_.Xsyevd_bufferSize(
-        session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER, l_, kType<T>,
-        vectors_.get(), l_, kType<T>, values_.get(), kType<T>, &device, &host);
+    const int status =
+        table_.Xsyevd_bufferSize(session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER, l_,
+                                 kType<T>, vectors_.get(), l_, kType<T>, values_.get(), kType<T>, &device, &host);
     if (status != CUSOLVER_STATUS_SUCCESS) {
       return status;
     }
@@ -270,9 +276,9 @@ class CusolverSolver::Eigh {
   const Block<T> w_;
   double* const theta_;
   const Selection sel_;
-  const int64_t l_;
-  int64_t chunk_;
+  const int64_t l_, fit_;  // how many matrices a batch may have
   const bool batched_;
+  const int64_t chunk_;  // how many it has
   Workspace work_;
   const Scratch<T> vectors_, values_;  // (chunk, l, l), (chunk, l)
   const Scratch<int> device_info_;     // (sel.count)
@@ -358,7 +364,9 @@ class CusolverSolver::Svd {
         reason = "values that are not finite";
         failure = INT_MIN;
       } else if (!(perturbation <= tolerated() * std::numeric_limits<T>::epsilon() * double(values_[0]))) {
-        reason = "a perturbation of " + std::to_string(perturbation);
+        char text[64];
+        std::snprintf(text, sizeof(text), "values perturbed by %.3g", perturbation);
+        reason = text;
         failure = INT_MIN;
       } else {
         // What came as V or V^T, column-major, lies in right_ as V^T or V, row-major.
@@ -377,15 +385,15 @@ class CusolverSolver::Svd {
     gives_v_ = true;
     size_t device = 0, host = 0;
     const int status = table_.Xgesvdp_bufferSize(session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR, 1, m_, n_,
-                                                 kType<T>, input_.get(), m_, kType<T>, sigma, kType<T>, left_.get(),
-                                                 m_, kType<T>, right_.get(), n_, kType<T>, &device, &host);
+                                                 kType<T>, input_.get(), m_, kType<T>, sigma, kType<T>, left_.get(), m_,
+                                                 kType<T>, right_.get(), n_, kType<T>, &device, &host);
     if (status != CUSOLVER_STATUS_SUCCESS) {
       return status;
     }
     work_.reserve(device, host);
-    return table_.Xgesvdp(session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR, 1, m_, n_, kType<T>,
-                          input_.get(), m_, kType<T>, sigma, kType<T>, left_.get(), m_, kType<T>, right_.get(), n_,
-                          kType<T>, work_.device(), device, work_.host(), host, device_info_.get(), perturbation);
+    return table_.Xgesvdp(session_.handle, session_.params, CUSOLVER_EIG_MODE_VECTOR, 1, m_, n_, kType<T>, input_.get(),
+                          m_, kType<T>, sigma, kType<T>, left_.get(), m_, kType<T>, right_.get(), n_, kType<T>,
+                          work_.device(), device, work_.host(), host, device_info_.get(), perturbation);
   }
 
   int gesvdj(T* sigma, double*) {
@@ -430,8 +438,8 @@ class CusolverSolver::Svd {
     }
     work_.reserve(device, host);
     return table_.Xgesvd(session_.handle, session_.params, 'S', 'S', m_, n_, kType<T>, input_.get(), m_, kType<T>,
-                         sigma, kType<T>, left_.get(), m_, kType<T>, right_.get(), n_, kType<T>, work_.device(),
-                         device, work_.host(), host, device_info_.get());
+                         sigma, kType<T>, left_.get(), m_, kType<T>, right_.get(), n_, kType<T>, work_.device(), device,
+                         work_.host(), host, device_info_.get());
   }
 
   void check_svd(cudaError_t status) const { check(status, "svd", 1, m_, n_); }
@@ -486,7 +494,7 @@ void run_svd(CusolverSolver& solver, Block<const T> a, Block<T> u, T* sigma, Blo
   if (a.rows < a.cols) {
     throw std::runtime_error("[laser_kernels] svd: matrices must not be wide; got " + sizes(a.rows, a.cols));
   }
-  if (sel.count > 0) {
+  if (sel.count > 0 && a.cols > 0) {
     S(solver, a, u, sigma, vt, sel).run(status);
   }
 }

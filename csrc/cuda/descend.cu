@@ -1,7 +1,6 @@
-#include "cuda/descend.cuh"
-
 #include <climits>
 
+#include "cuda/descend.cuh"
 #include "cuda/descend.hpp"
 
 namespace laser {
@@ -36,14 +35,14 @@ cudaError_t scatter_matrices(Block<const T> from, Block<T> to, Selection sel, cu
 template <typename T>
 cudaError_t descending_values(const T* values, int64_t n, double* theta, Selection sel, cudaStream_t stream) {
   const int64_t blocks = (sel.count * n + 255) / 256;
-  return blocks == 0 ? cudaSuccess
-                     : launch(descending_values_kernel<T>, dim3(unsigned(blocks)), dim3(256), 0, stream, values, n,
-                              theta, sel);
+  return blocks == 0
+             ? cudaSuccess
+             : launch(descending_values_kernel<T>, dim3(unsigned(blocks)), dim3(256), 0, stream, values, n, theta, sel);
 }
 
-#define LASER_INSTANTIATE(T)                                                                    \
-  template cudaError_t gather_matrices(Block<const T>, Block<T>, Selection, cudaStream_t);      \
-  template cudaError_t scatter_matrices(Block<const T>, Block<T>, Selection, cudaStream_t);     \
+#define LASER_INSTANTIATE(T)                                                                \
+  template cudaError_t gather_matrices(Block<const T>, Block<T>, Selection, cudaStream_t);  \
+  template cudaError_t scatter_matrices(Block<const T>, Block<T>, Selection, cudaStream_t); \
   template cudaError_t descending_values(const T*, int64_t, double*, Selection, cudaStream_t)
 
 LASER_INSTANTIATE(float);
