@@ -170,7 +170,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
                            request.half,
                            1,  // a look costs less than the multiplications it may save
                            request.max_iter,
-                           {request.tol, eps, kFloor * unit_eps},
+                           {request.tol, eps, certificate::kNoise * eps, kFloor * unit_eps},
                            request.seed,
                            request.keys->data() + first};
   const int64_t r = request.rank, m = a.rows, n = a.cols;

@@ -20,12 +20,11 @@ enum class Status : int {
   kSpoiled = 6,       // written in place, but the residual is not what was certified
 };
 
-// eps: unit roundoff spacing of the working type (2^-23, 2^-52); floor: residual <= floor * ||A||
-// counts as zero.
 struct Tolerance {
-  double tol;  // asked excess; negative: none asked
-  double eps;
-  double floor;
+  double tol;    // asked excess; negative: none asked
+  double eps;    // unit roundoff spacing of the working type: 2^-23, 2^-52
+  double noise;  // rounding in the captured energy, relative to ||A||^2
+  double floor;  // residual <= floor * ||A|| counts as zero
 };
 
 // What is known of one matrix after a Rayleigh-Ritz step.
@@ -89,7 +88,7 @@ constexpr double kReach = 1.0;
 // Residuals are taken to be random in this share of the dimensions outside the block: they favour large eigenvalues.
 constexpr double kSpread = 0.25;
 
-// Rounding in the captured energy, in units of eps ||A||^2.
+// Rounding in the captured energy where sums round to nearest, in units of eps ||A||^2.
 constexpr double kNoise = 4.0;
 
 // An estimate that a filter leaves above this share of what it was has met rounding.
@@ -178,7 +177,7 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   captured = team.sum(captured);
   rounding = team.sum(rounding);
 
-  const double noise = kNoise * t.eps * norm2;
+  const double noise = t.noise * norm2;
   const bool stalled = p.missing >= 0 && missing > kStalled * p.missing;
   p.missing = missing;
   p.remainder = larger(norm2 - captured, 0.0);
@@ -272,7 +271,7 @@ LASER_HOST_DEVICE double perturbation_loss(const Team& team, const double* lambd
 template <typename Team>
 LASER_HOST_DEVICE void judge_exact(const Team& team, const ExactStep& step, int64_t b) {
   const double* lambda = step.lambda + b * step.n;
-  const double norm2 = step.norm2[b], noise = certificate::kNoise * step.tolerance.eps * norm2;
+  const double norm2 = step.norm2[b], noise = step.tolerance.noise * norm2;
   const double loss = perturbation_loss(team, lambda, step.n, step.rank, step.error * lambda[0]);
   Progress p;
   p.remainder = certificate::larger(norm2 - step.captured[b], 0.0);

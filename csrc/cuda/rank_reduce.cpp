@@ -61,7 +61,7 @@ SvdProblem problem_of(const Call& call, int64_t first, int64_t count, const doub
           r.half,
           kLookEvery,
           r.max_iter,
-          {r.tol, eps * sums, kFloor * input_eps(call.weight.dtype)},
+          {r.tol, eps, certificate::kNoise * eps * sums, kFloor * input_eps(call.weight.dtype)},
           r.seed,
           r.keys->data() + first};
 }

@@ -116,7 +116,7 @@ EMU_EXPORT int emu_judge(const double* theta, const double* residual2, const dou
       std::vector<Progress> progress(count);
       std::vector<double> loss(count * block);
       const RitzStep step{theta,   residual2, loss.data(), norm2, progress.data(),
-                          nullptr, rank,      block,       n,     {tol, 1e-7, 1e-6},
+                          nullptr, rank,      block,       n,     {tol, 1e-7, 4e-7, 1e-6},
                           4,       60,        true,        true};
       if (where == 0) {
         for (int64_t b = 0; b < count; ++b) {
