@@ -16,25 +16,30 @@ cudaError_t normalize_columns(Block<T> x, Selection sel, double* partial, cudaSt
 template <typename T>
 cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
                              Selection sel, cudaStream_t stream) {
-  constexpr int W = kPanel<T>;
-  const int64_t l = s.cols, panels = (l + W - 1) / W;
+  const unsigned panels = unsigned((s.cols + kPanel<T> - 1) / kPanel<T>), count = unsigned(sel.count);
+  if (count == 0 || panels == 0) {
+    return cudaSuccess;
+  }
   const dim3 threads(kPanelThreads);
-  cudaError_t status = launch(start_kernel<T>, dim3(sel.count), threads, 0, stream, s, work, deviation, shifted, sel);
-  for (int64_t p = 0; p < panels && status == cudaSuccess; ++p) {
-    const int64_t j0 = p * W, below = panels - 1 - p;
-    status = launch(panel_kernel<T>, dim3(sel.count), threads, 0, stream, work, inverse, j0, deviation, shifted, sel);
-    if (below > 0 && status == cudaSuccess) {
-      status = launch(column_kernel<T>, dim3(unsigned(sel.count * below)), threads, 0, stream, work, inverse, j0, below,
-                      deviation, sel);
+  cudaError_t status = launch(start_kernel<T>, dim3(count * panels), threads, 0, stream, s, work, inverse, panels, sel);
+  if (status == cudaSuccess) {
+    status = launch(conclude_kernel<T>, dim3(count), threads, 0, stream, s, inverse, deviation, shifted, sel);
+  }
+  const unsigned beside = panels - 1;  // tiles below the diagonal of panel p, and left of it
+  for (unsigned p = 0; p < panels && status == cudaSuccess; ++p) {
+    const unsigned below = (panels * (panels + 1) - (p + 1) * (p + 2)) / 2;  // tiles of the rows below
+    status = launch(panel_kernel<T>, dim3(count), threads, 0, stream, work, inverse, int64_t(p) * kPanel<T>, deviation,
+                    shifted, sel);
+    if (beside > 0 && status == cudaSuccess) {
+      status =
+          launch(column_kernel<T>, dim3(count * beside), threads, 0, stream, work, inverse, p, beside, deviation, sel);
     }
     if (below > 0 && status == cudaSuccess) {
-      status = launch(trailing_kernel<T>, dim3(unsigned(sel.count * below * below)), threads, 0, stream, work, j0,
-                      below, deviation, sel);
+      status =
+          launch(trailing_kernel<T>, dim3(count * below), threads, 0, stream, work, inverse, p, below, deviation, sel);
     }
   }
-  return status != cudaSuccess ? status
-                               : launch(inverse_kernel<T>, dim3(unsigned(sel.count * panels)), threads, 0, stream, work,
-                                        inverse, panels, deviation, sel);
+  return status;
 }
 
 template cudaError_t normalize_columns(Block<float>, Selection, double*, cudaStream_t);

@@ -1,17 +1,24 @@
-// Cholesky factorization and triangular inverse of a batch, right-looking in panels of W columns:
+// Cholesky factorization and triangular inverse of a batch at once, right-looking in panels of W columns. Before panel
+// p:
 //
-//        panel j                    start     one block per matrix: S into work, deviation, dead columns
-//      +---+                        panel     one block per matrix: L and L^-1 of the diagonal tile D
-//      | D |                        column    one block per matrix and tile below: R <- R D^-T
-//      +---+---+---+                trailing  one block per matrix and tile (i, k): T <- T - R_i R_k^T
-//      | R | T |   |                inverse   one block per matrix and panel: the block column of L^-1 from D down
-//      +---+---+---+
-//      | R | T | T |
-//      +---+---+---+
+//        0       p               start     per matrix and panel: S into work, its deviation in parts, dead columns
+//      +---+---+---+---+         conclude  per matrix: the deviation
+//      | V |   |   |   |         and for each panel
+//      +---+---+---+---+         panel     per matrix: D <- V_pp = L_pp^-1, in place
+//    p | Z | D |   |   |         column    per matrix and tile: R <- R V_pp^T below; Z <- -V_pp Z to the left, done: V
+//      +---+---+---+---+         trailing  per matrix and tile (i, k) below: k > p: T <- T - R_i R_k^T
+//      | Z | R | T |   |                                                     k < p: Z <- Z + R_i V_pk
+//      +---+---+---+---+                                                     k = p: Z <- R_i V_pp
+//      | Z | R | T | T |
+//      +---+---+---+---+         D, R, T in work; V, Z in inverse, Z_ik = sum of L_ij V_jk over k <= j < p
 //
-// Work:    l^3/3 multiply-adds for L, as many for L^-1; tiles of W x W, 16 x 16 threads with (W/16)^2 sums each.
-// Memory:  l^2 elements pass through the L2 cache once per panel.
-// Launches: 2 + 3 l / W, whatever the batch; a matrix that is orthonormal already returns at once.
+// Work:    l^3/3 multiply-adds, the least there is: l^3/6 for L, as many for L^-1 (for l = 1280 0.7 G); half as many
+// more
+//          on the diagonal where l = 2 W. In tiles of W x W, 16 x 16 threads with (W/16)^2 sums each; 3 reads of shared
+//          memory (128 bytes) for 4 x 32 x 4 multiply-adds of a warp in float32.
+// Memory:  2 l^2 (read S, write L^-1) at least; about l / W times through the L2 cache.
+// Launches: 1 + 3 l / W whatever the batch, each with up to (l / 2W)^2 blocks per matrix; panel, which has one, takes W
+//          steps with one barrier each. A matrix that is orthonormal already returns at once.
 // Ref:     Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa: Shifted CholeskyQR (SISC 2020, arXiv 1809.11085); pivots
 //          are modified one by one (Gill, Murray: Newton-type methods for optimization, 1974) instead of all by one
 //          shift, which would have to be found by trying. A column whose pivot was replaced keeps its direction,
@@ -41,6 +48,20 @@ constexpr double kLeastPivot = 8.0;
 // ||S - I|| below so many eps sqrt(l) is what orthonormal columns give.
 constexpr double kRoundingOnly = 4.0;
 
+// Tiles have rows of W and 16 bytes: rows begin 16-byte aligned, and 8 of them at one column lie in 32 different banks.
+template <typename T>
+constexpr int kVector = 16 / sizeof(T);
+
+template <typename T>
+struct alignas(16) Pack {
+  T at[kVector<T>];
+};
+
+template <typename T>
+struct alignas(16) Tile {
+  T at[kPanel<T>][kPanel<T> + kVector<T>];
+};
+
 // After a pass, a column whose pivot was replaced is sqrt(pivot / least pivot) long; one that was nothing but rounding,
 // eps / sqrt(8 eps sqrt(l)) < 3e-4 in float32, is taken for that below this squared length.
 constexpr double kDeadLength2 = 1e-6;
@@ -50,6 +71,16 @@ constexpr int kDead = -2;  // in the place of its diagonal entry; no other gets 
 
 // The key that refilled columns are drawn with: not the sketch's, whose columns they must not repeat.
 constexpr uint64_t kRefillSeed = 0x6F7274686FULL;
+
+// Uniform and never zero: a sketch's small integers would give zero or parallel columns where there are few rows, and
+// the same ones in every pass.
+__device__ __forceinline__ double refill(int64_t b, int64_t i, int64_t j, int64_t rows) {
+  const SketchKey key = sketch_key(kRefillSeed, uint64_t(b));
+  const Philox4x32 r = philox4x32(
+      {{uint32_t(i), uint32_t(uint64_t(i) >> 32), uint32_t(j), uint32_t(uint64_t(j) >> 32)}}, key.key0, key.key1);
+  const double uniform = (double(r.word[0]) + 0.5) * 0x1p-31 - 1.0;  // variance 1/3
+  return uniform * sqrt(3 / double(rows));
+}
 
 template <typename T>
 struct Normalize {
@@ -62,8 +93,7 @@ struct Normalize {
     if (sum > 0) {
       to = T(double(to) * (1 / sqrt(sum)));
     } else if (sum == 0) {
-      const SketchPair pair = sketch_pair(sketch_key(kRefillSeed, uint64_t(b)), i, j);
-      to = T(pair.even / (4 * sqrt(double(x.rows))));  // entries have variance 16
+      to = T(refill(b, i, j, x.rows));
     }
   }
 };
@@ -75,23 +105,54 @@ __device__ __forceinline__ bool is_done(const double* deviation, int64_t b, int6
   return deviation[b] <= kRoundingOnly * double(kEps<T>) * sqrt(double(l));
 }
 
+// Work's tiles on and left of the diagonal; inverse's beside it, zero. ||S - I||_F of rows i0 .. i0 + W - 1 waits for
+// conclude in inverse(i0, i0), a double's worth of range kept by the square root.
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    start_kernel(Block<const T> s, Block<T> work, double* deviation, int* shifted, Selection sel) {
-  __shared__ double scratch[32];
-  const int64_t b = sel[blockIdx.x], l = s.cols;
+    start_kernel(Block<const T> s, Block<T> work, Block<T> inverse, unsigned panels, Selection sel) {
+  constexpr int W = kPanel<T>, kWarps = kPanelThreads / kWarpSize, kRows = W / kWarps;
+  __shared__ double scratch[kWarpSize];
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int64_t b = sel[int(blockIdx.x / panels)], l = s.cols, i0 = int64_t(blockIdx.x % panels) * W;
+  bool dead_row[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t i = i0 + warp + kWarps * r;
+    dead_row[r] = i < l && s.at(b, i, i) < T(kDeadLength2);
+  }
   double sum = 0;
-  double dead = 0;
-  for (int64_t i = threadIdx.x / 32; i < l; i += kPanelThreads / 32) {
-    const bool dead_row = s.at(b, i, i) < T(kDeadLength2);
-    dead += dead_row ? 1.0 : 0.0;
-    for (int64_t j = threadIdx.x % 32; j < l; j += 32) {
-      const T v = s.at(b, i, j);
-      const double off = double(v) - (i == j ? 1.0 : 0.0);
-      sum += off * off;
-      const bool out = dead_row || s.at(b, j, j) < T(kDeadLength2);
-      work.at(b, i, j) = !out ? v : i == j ? T(kDead) : T(0);
+  for (int64_t j = lane; j < l; j += kWarpSize) {
+    const bool dead_column = s.at(b, j, j) < T(kDeadLength2);
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t i = i0 + warp + kWarps * r;
+      if (i < l) {
+        const T v = s.at(b, i, j);
+        const double off = double(v) - (i == j ? 1.0 : 0.0);
+        sum += off * off;
+        if (j < i0 + W) {
+          work.at(b, i, j) = !(dead_row[r] || dead_column) ? v : i == j ? T(kDead) : T(0);
+        }
+        if (j < i0 || j >= i0 + W) {
+          inverse.at(b, i, j) = T(0);
+        }
+      }
     }
+  }
+  sum = block_reduce(sum, Sum(), scratch);
+  if (threadIdx.x == 0) {
+    inverse.at(b, i0, i0) = T(sqrt(sum));
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kPanelThreads)
+    conclude_kernel(Block<const T> s, Block<const T> inverse, double* deviation, int* shifted, Selection sel) {
+  __shared__ double scratch[kWarpSize];
+  const int64_t b = sel[int(blockIdx.x)], l = s.cols;
+  double sum = 0, dead = 0;
+  for (int64_t i = threadIdx.x; i < l; i += kPanelThreads) {
+    const double part = i % kPanel<T> == 0 ? double(inverse.at(b, i, i)) : 0.0;
+    sum += part * part;
+    dead += s.at(b, i, i) < T(kDeadLength2) ? 1.0 : 0.0;
   }
   sum = block_reduce(sum, Sum(), scratch);
   dead = block_reduce(dead, Sum(), scratch);
@@ -101,44 +162,49 @@ __global__ void __launch_bounds__(kPanelThreads)
   }
 }
 
-// tile[i][j] = from(i0 + i, j0 + j), or its transpose; outside the matrix 0, on the diagonal 1.
-template <int W, bool kTransposed, typename B, typename T>
-__device__ __forceinline__ void load_tile(const Block<B>& from, int64_t b, int64_t i0, int64_t j0, T (*tile)[W + 1]) {
+// tile(i, j) = from(i0 + i, j0 + j), or its transpose; outside the matrix 0, on the diagonal 1.
+template <bool kTransposed, typename B, typename T>
+__device__ __forceinline__ void load_tile(const Block<B>& from, int64_t b, int64_t i0, int64_t j0, Tile<T>& tile) {
+  constexpr int W = kPanel<T>;
   for (int e = threadIdx.x; e < W * W; e += kPanelThreads) {
     const int i = e / W, j = e % W;
     const bool inside = i0 + i < from.rows && j0 + j < from.cols;
     const T v = inside ? from.at(b, i0 + i, j0 + j) : i0 + i == j0 + j ? T(1) : T(0);
-    (kTransposed ? tile[j][i] : tile[i][j]) = v;
+    (kTransposed ? tile.at[j][i] : tile.at[i][j]) = v;
   }
 }
 
-// sum(r, c) += a(row r) . b(row c); thread (y, x) of 16 x 16 has rows y + 16 r and columns x + 16 c.
-template <typename T, int W>
-__device__ __forceinline__ void multiply_tiles(const T (*a)[W + 1], const T (*b)[W + 1], T (&sum)[W / 16][W / 16]) {
+// sum(r, c) = a(row r) . b(row c); thread (y, x) of 16 x 16 has rows y + 16 r and columns x + 16 c.
+template <typename T>
+__device__ __forceinline__ void multiply_tiles(const Tile<T>& a, const Tile<T>& b,
+                                               T (&sum)[kPanel<T> / 16][kPanel<T> / 16]) {
+  constexpr int W = kPanel<T>, V = kVector<T>;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
 #ifdef __CUDA_ARCH__
-#pragma unroll 4
+#pragma unroll 2
 #endif
-  for (int k = 0; k < W; ++k) {
-    T left[W / 16], right[W / 16];
+  for (int k = 0; k < W; k += V) {
+    Pack<T> left[W / 16], right[W / 16];
     for (int r = 0; r < W / 16; ++r) {
-      left[r] = a[y + 16 * r][k];
-      right[r] = b[x + 16 * r][k];
+      left[r] = *reinterpret_cast<const Pack<T>*>(&a.at[y + 16 * r][k]);
+      right[r] = *reinterpret_cast<const Pack<T>*>(&b.at[x + 16 * r][k]);
     }
-    for (int r = 0; r < W / 16; ++r) {
-      for (int c = 0; c < W / 16; ++c) {
-        sum[r][c] += left[r] * right[c];
+    for (int v = 0; v < V; ++v) {
+      for (int r = 0; r < W / 16; ++r) {
+        for (int c = 0; c < W / 16; ++c) {
+          sum[r][c] += left[r].at[v] * right[c].at[v];
+        }
       }
     }
   }
 }
 
 // f(i, j, sum) for the entries of a tile that lie in the matrix.
-template <typename T, int W, typename F>
-__device__ __forceinline__ void each_of_tile(int64_t l, int64_t i0, int64_t j0, T (&sum)[W / 16][W / 16], const F& f) {
+template <typename T, int N, typename F>
+__device__ __forceinline__ void each_of_tile(int64_t l, int64_t i0, int64_t j0, const T (&sum)[N][N], const F& f) {
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
-  for (int r = 0; r < W / 16; ++r) {
-    for (int c = 0; c < W / 16; ++c) {
+  for (int r = 0; r < N; ++r) {
+    for (int c = 0; c < N; ++c) {
       const int64_t i = i0 + y + 16 * r, j = j0 + x + 16 * c;
       if (i < l && j < l) {
         f(i, j, sum[r][c]);
@@ -147,133 +213,154 @@ __device__ __forceinline__ void each_of_tile(int64_t l, int64_t i0, int64_t j0, 
   }
 }
 
-// L of the diagonal tile into work, L^-1 into inverse.
+// Column j = 16 R + step of the tile: what is left of column j of D below row j, and what is done of row j of V before
+// column j, cross the block through `line`; all else stays in registers. One barrier: lines of odd and even steps take
+// turns. Entries of tiles r < c are neither kept up nor read.
+template <int R, typename T>
+__device__ __forceinline__ void eliminate(int step, T least, T (&a)[kPanel<T> / 16][kPanel<T> / 16], T* line,
+                                          int* shifted) {
+  constexpr int W = kPanel<T>, N = W / 16;
+  const int x = threadIdx.x % 16, y = threadIdx.x / 16, j = 16 * R + step;
+  if (x == step) {
+    for (int r = R; r < N; ++r) {
+      if (16 * r + y > j) {
+        line[16 * r + y] = a[r][R];
+      }
+    }
+  }
+  if (y == step) {
+    for (int c = 0; c <= R; ++c) {
+      if (16 * c + x < j) {
+        line[16 * c + x] = a[R][c];
+      }
+    }
+    if (x == step) {
+      const T d = a[R][R];
+      const bool replaced = d <= least && d >= T(-1);  // a NaN is not; a dead one is below
+      line[j] = d < T(-1) ? T(0) : 1 / sqrt(replaced ? least : d);
+      if (replaced) {
+        *shifted = 1;
+      }
+    }
+  }
+  __syncthreads();
+  const T inverse = line[j];  // of the pivot; 0 makes row j of V zero
+  T row[N];                   // c < j: V(j, c); c = j: V(j, j); c > j: L(c, j)
+  for (int c = 0; c < N; ++c) {
+    row[c] = 16 * c + x == j ? inverse : line[16 * c + x] * inverse;
+  }
+  for (int r = R; r < N; ++r) {
+    const int i = 16 * r + y;
+    if (i > j) {
+      const T below = line[i] * inverse;  // L(i, j)
+      for (int c = 0; c <= r; ++c) {
+        const T old = c == R && x == step ? T(0) : a[r][c];  // column j of D has become column j of V
+        a[r][c] = old - below * row[c];
+      }
+    } else if (i == j) {
+      for (int c = 0; c <= R; ++c) {
+        a[R][c] = 16 * c + x <= j ? row[c] : a[R][c];
+      }
+    }
+  }
+}
+
+template <int R, typename T>
+__device__ __forceinline__ void eliminate_all(T least, T (&a)[kPanel<T> / 16][kPanel<T> / 16], T (*line)[kPanel<T>],
+                                              int* shifted) {
+  for (int step = 0; step < 16; ++step) {
+    eliminate<R>(step, least, a, line[step % 2], shifted);
+  }
+  if constexpr (R + 1 < kPanel<T> / 16) {
+    eliminate_all<R + 1>(least, a, line, shifted);
+  }
+}
+
+// V of the diagonal tile into inverse. L of it nobody needs.
 template <typename T>
-__global__ void __launch_bounds__(kPanelThreads)
-    panel_kernel(Block<T> work, Block<T> inverse, int64_t j0, const double* deviation, int* shifted, Selection sel) {
-  constexpr int W = kPanel<T>;
-  __shared__ T tile[W][W + 1];
-  __shared__ T solved[W][W + 1];
-  __shared__ T pivot;
-  __shared__ bool dead[W];
-  const int64_t b = sel[blockIdx.x], l = work.cols;
+__global__ void __launch_bounds__(kPanelThreads) panel_kernel(Block<const T> work, Block<T> inverse, int64_t j0,
+                                                              const double* deviation, int* shifted, Selection sel) {
+  constexpr int N = kPanel<T> / 16;
+  __shared__ T line[2][kPanel<T>];
+  const int64_t b = sel[int(blockIdx.x)], l = work.cols;
+  T a[N][N] = {};
   if (is_done<T>(deviation, b, l)) {
+    each_of_tile(l, j0, j0, a, [&](int64_t i, int64_t j, T) { inverse.at(b, i, j) = T(i == j); });
     return;  // the whole block
   }
-  load_tile<W, false>(work, b, j0, j0, tile);
-  for (int e = threadIdx.x; e < W * W; e += kPanelThreads) {
-    solved[e / W][e % W] = e / W == e % W ? T(1) : T(0);
-  }
-  const T least = T(kLeastPivot) * kEps<T> * T(sqrt(double(l)));
-  for (int j = 0; j < W; ++j) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      const T d = tile[j][j];
-      dead[j] = d < T(-1);
-      const bool replaced = !dead[j] && d <= least;  // a NaN is not
-      pivot = dead[j] ? T(1) : sqrt(replaced ? least : d);
-      if (replaced) {
-        shifted[b] = 1;
-      }
-      tile[j][j] = pivot;
-    }
-    __syncthreads();
-    for (int i = j + 1 + threadIdx.x; i < W; i += kPanelThreads) {
-      tile[i][j] /= pivot;
-    }
-    for (int c = threadIdx.x; c <= j; c += kPanelThreads) {  // row j of L^-1: what is left of e_j, divided
-      solved[j][c] /= pivot;
-    }
-    __syncthreads();
-    for (int e = threadIdx.x; e < W * W; e += kPanelThreads) {
-      const int i = e / W, c = e % W;
-      if (i > j && c > j && c <= i) {
-        tile[i][c] -= tile[i][j] * tile[c][j];
-      } else if (i > j && c <= j) {
-        solved[i][c] -= tile[i][j] * solved[j][c];
-      }
+  const int x = threadIdx.x % 16, y = threadIdx.x / 16;
+  for (int r = 0; r < N; ++r) {
+    for (int c = 0; c <= r; ++c) {
+      const int64_t i = j0 + y + 16 * r, j = j0 + x + 16 * c;
+      a[r][c] = i < l && j < l ? work.at(b, i, j) : T(i == j);
     }
   }
-  __syncthreads();
-  for (int e = threadIdx.x; e < W * W; e += kPanelThreads) {
-    const int i = e / W, j = e % W;
-    if (j0 + i < l && j0 + j < l) {
-      work.at(b, j0 + i, j0 + j) = j <= i ? tile[i][j] : T(0);
-      inverse.at(b, j0 + i, j0 + j) = j <= i && !dead[i] ? solved[i][j] : T(0);
-    }
-  }
+  eliminate_all<0>(T(kLeastPivot) * kEps<T> * T(sqrt(double(l))), a, line, shifted + b);
+  each_of_tile(l, j0, j0, a, [&](int64_t i, int64_t j, T v) { inverse.at(b, i, j) = j <= i ? v : T(0); });
 }
 
-// R <- R D^-T, R the tiles of panel j0 below its diagonal.
+// R <- R V_pp^T for the tiles of panel p below the diagonal, and V_pk = -V_pp Z_pk for those left of it.
 template <typename T>
-__global__ void __launch_bounds__(kPanelThreads) column_kernel(Block<T> work, Block<const T> inverse, int64_t j0,
-                                                               int64_t tiles, const double* deviation, Selection sel) {
+__global__ void __launch_bounds__(kPanelThreads)
+    column_kernel(Block<T> work, Block<T> inverse, unsigned p, unsigned tiles, const double* deviation, Selection sel) {
   constexpr int W = kPanel<T>;
-  __shared__ T rows[W][W + 1];
-  __shared__ T solved[W][W + 1];
-  const int64_t b = sel[int(blockIdx.x / tiles)], l = work.cols, i0 = j0 + W * (1 + blockIdx.x % tiles);
+  __shared__ Tile<T> left;
+  __shared__ Tile<T> right;
+  const int64_t b = sel[int(blockIdx.x / tiles)], l = work.cols, p0 = int64_t(p) * W;
+  const unsigned t = blockIdx.x % tiles;
   if (is_done<T>(deviation, b, l)) {
     return;
   }
-  load_tile<W, false>(work, b, i0, j0, rows);
-  load_tile<W, false>(inverse, b, j0, j0, solved);
-  __syncthreads();
   T sum[W / 16][W / 16] = {};
-  multiply_tiles<T, W>(rows, solved, sum);
-  each_of_tile<T, W>(l, i0, j0, sum, [&](int64_t i, int64_t j, T v) { work.at(b, i, j) = v; });
+  if (t < p) {
+    const int64_t k0 = int64_t(t) * W;
+    load_tile<false>(inverse, b, p0, p0, left);
+    load_tile<true>(inverse, b, p0, k0, right);
+    __syncthreads();
+    multiply_tiles(left, right, sum);
+    each_of_tile(l, p0, k0, sum, [&](int64_t i, int64_t j, T v) { inverse.at(b, i, j) = -v; });
+  } else {
+    const int64_t i0 = int64_t(t + 1) * W;
+    load_tile<false>(work, b, i0, p0, left);
+    load_tile<false>(inverse, b, p0, p0, right);
+    __syncthreads();
+    multiply_tiles(left, right, sum);
+    each_of_tile(l, i0, p0, sum, [&](int64_t i, int64_t j, T v) { work.at(b, i, j) = v; });
+  }
 }
 
-// T <- T - R_i R_k^T, the tiles i >= k right of and below panel j0.
+// The tiles (i, k), k <= i, of the rows below panel p.
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    trailing_kernel(Block<T> work, int64_t j0, int64_t tiles, const double* deviation, Selection sel) {
+    trailing_kernel(Block<T> work, Block<T> inverse, unsigned p, unsigned tiles, const double* deviation,
+                    Selection sel) {
   constexpr int W = kPanel<T>;
-  __shared__ T upper[W][W + 1];
-  __shared__ T lower[W][W + 1];
-  const int64_t each = tiles * tiles, t = blockIdx.x % each;
-  const int64_t b = sel[int(blockIdx.x / each)], l = work.cols, i0 = j0 + W * (1 + t / tiles),
-                k0 = j0 + W * (1 + t % tiles);
-  if (k0 > i0 || is_done<T>(deviation, b, l)) {
+  __shared__ Tile<T> left;
+  __shared__ Tile<T> right;
+  const int64_t b = sel[int(blockIdx.x / tiles)], l = work.cols, p0 = int64_t(p) * W;
+  if (is_done<T>(deviation, b, l)) {
     return;
   }
-  load_tile<W, false>(work, b, i0, j0, lower);
-  load_tile<W, false>(work, b, k0, j0, upper);
-  __syncthreads();
-  T sum[W / 16][W / 16] = {};
-  multiply_tiles<T, W>(lower, upper, sum);
-  each_of_tile<T, W>(l, i0, k0, sum, [&](int64_t i, int64_t j, T v) { work.at(b, i, j) -= v; });
-}
-
-// Block column `panel` of L^-1: V_p = D_p^-1, V_i = -D_i^-1 sum_{p <= k < i} L_ik V_k; zeros above. D_i^-1 is in
-// inverse's diagonal tiles.
-template <typename T>
-__global__ void __launch_bounds__(kPanelThreads)
-    inverse_kernel(Block<const T> work, Block<T> inverse, int64_t panels, const double* deviation, Selection sel) {
-  constexpr int W = kPanel<T>;
-  __shared__ T left[W][W + 1];
-  __shared__ T right[W][W + 1];
-  const int64_t b = sel[int(blockIdx.x / panels)], l = work.cols, j0 = blockIdx.x % panels * W;
-  const bool done = is_done<T>(deviation, b, l);
-  for (int64_t i0 = 0; i0 < (done ? l : j0); i0 += W) {
-    T identity[W / 16][W / 16] = {};
-    each_of_tile<T, W>(l, i0, j0, identity, [&](int64_t i, int64_t j, T) { inverse.at(b, i, j) = T(i == j); });
+  unsigned i = p + 1, k = blockIdx.x % tiles;
+  while (k > i) {  // row i has i + 1 tiles
+    k -= ++i;
   }
-  for (int64_t i0 = j0 + W; !done && i0 < l; i0 += W) {
-    T sum[W / 16][W / 16] = {};
-    for (int64_t k0 = j0; k0 < i0; k0 += W) {
-      __syncthreads();  // V_k is written, and the tiles are read
-      load_tile<W, false>(work, b, i0, k0, left);
-      load_tile<W, true>(inverse, b, k0, j0, right);
-      __syncthreads();
-      multiply_tiles<T, W>(left, right, sum);
-    }
-    __syncthreads();
-    load_tile<W, false>(inverse, b, i0, i0, left);
-    each_of_tile<T, W>(INT64_MAX, 0, 0, sum, [&](int64_t i, int64_t j, T v) { right[j][i] = -v; });
-    __syncthreads();
-    T column[W / 16][W / 16] = {};
-    multiply_tiles<T, W>(left, right, column);
-    each_of_tile<T, W>(l, i0, j0, column, [&](int64_t i, int64_t j, T v) { inverse.at(b, i, j) = v; });
+  const int64_t i0 = int64_t(i) * W, k0 = int64_t(k) * W;
+  T sum[W / 16][W / 16] = {};
+  load_tile<false>(work, b, i0, p0, left);
+  if (k > p) {
+    load_tile<false>(work, b, k0, p0, right);
+  } else {
+    load_tile<true>(inverse, b, p0, k0, right);
+  }
+  __syncthreads();
+  multiply_tiles(left, right, sum);
+  if (k > p) {
+    each_of_tile(l, i0, k0, sum, [&](int64_t r, int64_t c, T v) { work.at(b, r, c) -= v; });
+  } else if (k < p) {
+    each_of_tile(l, i0, k0, sum, [&](int64_t r, int64_t c, T v) { inverse.at(b, r, c) += v; });
+  } else {
+    each_of_tile(l, i0, k0, sum, [&](int64_t r, int64_t c, T v) { inverse.at(b, r, c) = v; });
   }
 }
 
