@@ -1,17 +1,9 @@
 """Low-rank reduction of LLM weights at matrix-product speed, with a certified error. Contract: the docstrings in api.py."""
 
-from laser_kernels.api import (
-    SVD,
-    Factorization,
-    choose,
-    explain,
-    factorize,
-    low_rank,
-    svdvals,
-    truncated_svd,
-)
+from laser_kernels.api import SVD, choose, explain, low_rank, svdvals, truncated_svd
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.errors import CheckpointError, NonFiniteError
+from laser_kernels.factorization import Factorization, factorize
 from laser_kernels.info import Info
 from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.report import Report

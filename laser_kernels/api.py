@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laser_kernels import ops
-from laser_kernels.arrays import back_to, on_its_stream
+from laser_kernels.arrays import on_its_stream
 from laser_kernels.canonical import Canonical, as_tensor, canonicalise, unit_stride
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
@@ -192,70 +192,6 @@ def svdvals(A: Any) -> Any:
     if given.form == "list":
         return _in_order(given, [[given.back(one) for one in v] for v in values])
     return given.back(values[0][0] if given.form == "matrix" else values[0])
-
-
-class Factorization:
-    """One decomposition that serves every rank up to its own (LASER's sweep over rho: factor once, slice many).
-
-    tol holds for each of them: the energy missing from the leading r' directions is at most what is missing from all r,
-    while the optimum only grows as r' shrinks.
-    """
-
-    def __init__(self, svd: SVD, info: Info, shape: tuple[int, int], dtype: torch.dtype, back: Callable[[Tensor], Any]):
-        self.svd, self.info, self.shape, self.dtype = svd, info, shape, dtype
-        self._back = back
-
-    @property
-    def rank(self) -> int:
-        """The largest rank it serves."""
-        return self.info.rank
-
-    def _resolve(self, rank: int | float) -> int:
-        r = resolve_rank(rank, *self.shape)
-        if r > self.rank:
-            raise ValueError(
-                f"[laser_kernels::factorize] this factorization serves ranks up to {self.rank}; got {r}: factorize again"
-            )
-        return r
-
-    def at(self, rank: int | float) -> SVD:
-        """The leading `rank` triples: views, nothing is computed."""
-        r = self._resolve(rank)
-        return SVD(self.svd.U[:, :r], self.svd.S[:r], self.svd.Vh[:r])
-
-    def reconstruct(self, rank: int | float, out: Any = None) -> Any:
-        """U diag(S) Vh at `rank` in the input's dtype, rounded once; into `out` if given."""
-        u, s, vh = (as_tensor(x, "factorize") for x in self.at(rank))
-        product = ((u * s) @ vh).to(self.dtype)
-        if out is not None:
-            as_tensor(out, "factorize", "out").copy_(product)
-            return out
-        return self._back(product)
-
-    def __repr__(self) -> str:
-        return f"Factorization({self.shape[0]}x{self.shape[1]}, rank {self.rank}, {self.info.route})"
-
-
-@on_its_stream
-def factorize(A: Any, rank: int | float | None = None, *, tol: float = 1e-3, seed: int = 0) -> Factorization:
-    """Decomposes one matrix once, for every rank up to `rank` (None: all, by a full SVD).
-
-    Args:
-        A: (m, n), as for truncated_svd. rank, tol, seed: likewise; tol holds for every rank asked later.
-    """
-    t = as_tensor(A, "factorize")
-    if t.dim() != 2:
-        raise ValueError(f"[laser_kernels::factorize] A must be one (m, n) matrix; got {t.dim()}-D")
-    whole = rank is None
-    svd, info = truncated_svd(
-        A,
-        1.0 if rank is None else rank,
-        tol=tol,
-        seed=seed,
-        route="full_svd" if whole else "auto",
-        return_info=True,
-    )
-    return Factorization(svd, info, (t.shape[0], t.shape[1]), t.dtype, back_to(A))
 
 
 def choose(
