@@ -41,7 +41,8 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool inside) {
 #ifdef __CUDA_ARCH__
   const unsigned to = unsigned(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(inside ? 16 : 0));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(global), "r"(inside ? 16 : 0)
+               : "memory");
 #else
   inside ? std::memcpy(shared, global, 16) : std::memset(shared, 0, 16);
 #endif
@@ -49,7 +50,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 
 __device__ __forceinline__ void copies_commit() {
 #ifdef __CUDA_ARCH__
-  asm volatile("cp.async.commit_group;\n");
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
 #endif
 }
 
@@ -57,7 +58,7 @@ __device__ __forceinline__ void copies_commit() {
 template <int left>
 __device__ __forceinline__ void copies_arrive() {
 #ifdef __CUDA_ARCH__
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(left));
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(left) : "memory");
 #endif
 }
 
