@@ -21,22 +21,26 @@ cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, 
     return cudaSuccess;
   }
   const dim3 threads(kPanelThreads);
-  cudaError_t status = launch(start_kernel<T>, dim3(count * panels), threads, 0, stream, s, work, inverse, panels, sel);
-  if (status == cudaSuccess) {
-    status = launch(conclude_kernel<T>, dim3(count), threads, 0, stream, s, inverse, deviation, shifted, sel);
-  }
   const unsigned beside = panels - 1;  // tiles below the diagonal of panel p, and left of it
-  for (unsigned p = 0; p < panels && status == cudaSuccess; ++p) {
-    const unsigned below = (panels * (panels + 1) - (p + 1) * (p + 2)) / 2;  // tiles of the rows below
-    status = launch(panel_kernel<T>, dim3(count), threads, 0, stream, work, inverse, int64_t(p) * kPanel<T>, deviation,
-                    shifted, sel);
-    if (beside > 0 && status == cudaSuccess) {
-      status =
-          launch(column_kernel<T>, dim3(count * beside), threads, 0, stream, work, inverse, p, beside, deviation, sel);
+  cudaError_t status = cudaSuccess;
+  for (int attempt = 0; attempt < 2 && status == cudaSuccess; ++attempt) {
+    status = launch(start_kernel<T>, dim3(count * panels), threads, 0, stream, s, work, inverse, panels, attempt,
+                    deviation, shifted, sel);
+    if (attempt == 0 && status == cudaSuccess) {
+      status = launch(conclude_kernel<T>, dim3(count), threads, 0, stream, s, inverse, deviation, shifted, sel);
     }
-    if (below > 0 && status == cudaSuccess) {
-      status =
-          launch(trailing_kernel<T>, dim3(count * below), threads, 0, stream, work, inverse, p, below, deviation, sel);
+    for (unsigned p = 0; p < panels && status == cudaSuccess; ++p) {
+      const unsigned below = (panels * (panels + 1) - (p + 1) * (p + 2)) / 2;  // tiles of the rows below
+      status = launch(panel_kernel<T>, dim3(count), threads, 0, stream, work, inverse, int64_t(p) * kPanel<T>, attempt,
+                      deviation, shifted, sel);
+      if (beside > 0 && status == cudaSuccess) {
+        status = launch(column_kernel<T>, dim3(count * beside), threads, 0, stream, work, inverse, p, beside, attempt,
+                        deviation, shifted, sel);
+      }
+      if (below > 0 && status == cudaSuccess) {
+        status = launch(trailing_kernel<T>, dim3(count * below), threads, 0, stream, work, inverse, p, below, attempt,
+                        deviation, shifted, sel);
+      }
     }
   }
   return status;

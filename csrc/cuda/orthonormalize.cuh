@@ -4,25 +4,26 @@
 //        0       p               start     per matrix and panel: S into work, its deviation in parts, dead columns
 //      +---+---+---+---+         conclude  per matrix: the deviation
 //      | V |   |   |   |         and for each panel
-//      +---+---+---+---+         panel     per matrix: D <- V_pp = L_pp^-1, in place
-//    p | Z | D |   |   |         column    per matrix and tile: R <- R V_pp^T below; Z <- -V_pp Z to the left, done: V
+//      +---+---+---+---+         panel     per matrix: D <- L_pp in work, V_pp = L_pp^-1 in inverse
+//    p | Z | D |   |   |         column    per matrix and tile: R <- R L_pp^-T below; Z <- -V_pp Z to the left, done: V
 //      +---+---+---+---+         trailing  per matrix and tile (i, k) below: k > p: T <- T - R_i R_k^T
 //      | Z | R | T |   |                                                     k < p: Z <- Z + R_i V_pk
 //      +---+---+---+---+                                                     k = p: Z <- R_i V_pp
 //      | Z | R | T | T |
 //      +---+---+---+---+         D, R, T in work; V, Z in inverse, Z_ik = sum of L_ij V_jk over k <= j < p
 //
-// Work:    l^3/3 multiply-adds, the least there is: l^3/6 for L, as many for L^-1 (for l = 1280 0.7 G); half as many
-// more
-//          on the diagonal where l = 2 W. In tiles of W x W, 16 x 16 threads with (W/16)^2 sums each; 3 reads of shared
-//          memory (128 bytes) for 4 x 32 x 4 multiply-adds of a warp in float32.
+// Tries:   first S itself; the matrices that met a pivot at rounding level, and they alone, again with S + shift I. The
+//          host enqueues both and waits for neither.
+// Work:    in whole tiles l^3/3 + 2 W l^2 multiply-adds a try (l^3/6 for L and l^3/6 for L^-1 are needed): 0.9 G
+//          for l = 1280. 16 x 16 threads with (W/16)^2 sums each; a warp reads 3 x 128 bytes of shared memory per
+//          16 x 32 multiply-adds in float32.
 // Memory:  2 l^2 (read S, write L^-1) at least; about l / W times through the L2 cache.
-// Launches: 1 + 3 l / W whatever the batch, each with up to (l / 2W)^2 blocks per matrix; panel, which has one, takes W
-//          steps with one barrier each. A matrix that is orthonormal already returns at once.
-// Ref:     Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa: Shifted CholeskyQR (SISC 2020, arXiv 1809.11085); pivots
-//          are modified one by one (Gill, Murray: Newton-type methods for optimization, 1974) instead of all by one
-//          shift, which would have to be found by trying. A column whose pivot was replaced keeps its direction,
-//          computed from X itself, but may be short; the next pass puts that right.
+// Launches: 1 + 6 l / W whatever the batch, half of them of blocks that return at once; up to (l / W)^2 / 2 blocks per
+//          matrix. panel has one per matrix: W steps with one barrier each.
+// Limits:  count times tiles below 2^31.
+// Ref:     Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa: Shifted CholeskyQR (SISC 2020, arXiv 1809.11085). Pivots
+//          replaced one by one (Gill, Murray 1974) would need one try, but were found to let rounding grow from pivot
+//          to pivot where leading columns are ill-conditioned: columns of length 1e8 in float32 at l = 128, and Inf.
 #pragma once
 #include <cmath>
 
@@ -45,6 +46,10 @@ constexpr T kEps = sizeof(T) == 4 ? T(1.1920928955078125e-07) : T(2.220446049250
 // off by about eps sqrt(l). (The first shift of csrc/cpu/orthonormalize.hpp.)
 constexpr double kLeastPivot = 8.0;
 
+// The shift in eps ||S||_F. Measured over ranks 1 to 40, repeated columns and conditions to 1e14, l = 16 to 384, both
+// types: 0.5 suffices where rows are as many as columns; sums over many rows are off by more.
+constexpr double kShift = 8.0;
+
 // ||S - I|| below so many eps sqrt(l) is what orthonormal columns give.
 constexpr double kRoundingOnly = 4.0;
 
@@ -62,10 +67,14 @@ struct alignas(16) Tile {
   T at[kPanel<T>][kPanel<T> + kVector<T>];
 };
 
-// After a pass, a column whose pivot was replaced is sqrt(pivot / least pivot) long; one that was nothing but rounding,
-// eps / sqrt(8 eps sqrt(l)) < 3e-4 in float32, is taken for that below this squared length.
+// A column shorter than 1e-3 after a first pass is what a shift or rounding left of a dependent one.
 constexpr double kDeadLength2 = 1e-6;
 constexpr int kDead = -2;  // in the place of its diagonal entry; no other gets below -1
+
+// Why more passes are needed: flags of shifted[b].
+constexpr int kShifted = 1;   // a pivot was at rounding level
+constexpr int kDropped = 2;   // and one was even with the shift: that column becomes zero
+constexpr int kRefilled = 4;  // dead columns became zero
 
 // --- normalize_columns
 
@@ -105,22 +114,42 @@ __device__ __forceinline__ bool is_done(const double* deviation, int64_t b, int6
   return deviation[b] <= kRoundingOnly * double(kEps<T>) * sqrt(double(l));
 }
 
-// Work's tiles on and left of the diagonal; inverse's beside it, zero. ||S - I||_F of rows i0 .. i0 + W - 1 waits for
-// conclude in inverse(i0, i0), a double's worth of range kept by the square root.
+// Nothing (more) to do for matrix b in this try.
+template <typename T>
+__device__ __forceinline__ bool is_idle(int attempt, const double* deviation, const int* shifted, int64_t b,
+                                        int64_t l) {
+  const bool failed = shifted[b] & kShifted;
+  return attempt == 0 ? failed || is_done<T>(deviation, b, l) : !failed;
+}
+
+// eps ||S||_F where S has a unit diagonal.
+template <typename T>
+__device__ __forceinline__ double rounding(const double* deviation, int64_t b, int64_t l) {
+  return double(kEps<T>) * sqrt(deviation[b] * deviation[b] + double(l));
+}
+
+// Work's tiles on and left of the diagonal. In the first try also inverse's beside it, zero; ||S - I||_F of rows i0 ..
+// i0 + W - 1 then waits for conclude in inverse(i0, i0), and its square would not fit T's range.
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    start_kernel(Block<const T> s, Block<T> work, Block<T> inverse, unsigned panels, Selection sel) {
+    start_kernel(Block<const T> s, Block<T> work, Block<T> inverse, unsigned panels, int attempt,
+                 const double* deviation, const int* shifted, Selection sel) {
   constexpr int W = kPanel<T>, kWarps = kPanelThreads / kWarpSize, kRows = W / kWarps;
   __shared__ double scratch[kWarpSize];
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t b = sel[int(blockIdx.x / panels)], l = s.cols, i0 = int64_t(blockIdx.x % panels) * W;
+  const bool first = attempt == 0;
+  if (!first && is_idle<T>(attempt, deviation, shifted, b, l)) {
+    return;  // the whole block
+  }
+  const T shift = first ? T(0) : T(kShift * rounding<T>(deviation, b, l));
   bool dead_row[kRows];
   for (int r = 0; r < kRows; ++r) {
     const int64_t i = i0 + warp + kWarps * r;
     dead_row[r] = i < l && s.at(b, i, i) < T(kDeadLength2);
   }
   double sum = 0;
-  for (int64_t j = lane; j < l; j += kWarpSize) {
+  for (int64_t j = lane; j < (first || l < i0 + W ? l : i0 + W); j += kWarpSize) {
     const bool dead_column = s.at(b, j, j) < T(kDeadLength2);
     for (int r = 0; r < kRows; ++r) {
       const int64_t i = i0 + warp + kWarps * r;
@@ -129,16 +158,17 @@ __global__ void __launch_bounds__(kPanelThreads)
         const double off = double(v) - (i == j ? 1.0 : 0.0);
         sum += off * off;
         if (j < i0 + W) {
-          work.at(b, i, j) = !(dead_row[r] || dead_column) ? v : i == j ? T(kDead) : T(0);
+          const bool dead = dead_row[r] || dead_column;
+          work.at(b, i, j) = i != j ? (dead ? T(0) : v) : dead ? T(kDead) : v + shift;
         }
-        if (j < i0 || j >= i0 + W) {
+        if (first && (j < i0 || j >= i0 + W)) {
           inverse.at(b, i, j) = T(0);
         }
       }
     }
   }
   sum = block_reduce(sum, Sum(), scratch);
-  if (threadIdx.x == 0) {
+  if (first && threadIdx.x == 0) {
     inverse.at(b, i0, i0) = T(sqrt(sum));
   }
 }
@@ -158,7 +188,7 @@ __global__ void __launch_bounds__(kPanelThreads)
   dead = block_reduce(dead, Sum(), scratch);
   if (threadIdx.x == 0) {
     deviation[b] = sqrt(sum);
-    shifted[b] = dead > 0;
+    shifted[b] = dead > 0 ? kRefilled : 0;
   }
 }
 
@@ -218,7 +248,7 @@ __device__ __forceinline__ void each_of_tile(int64_t l, int64_t i0, int64_t j0, 
 // turns. Entries of tiles r < c are neither kept up nor read.
 template <int R, typename T>
 __device__ __forceinline__ void eliminate(int step, T least, T (&a)[kPanel<T> / 16][kPanel<T> / 16], T* line,
-                                          int* shifted) {
+                                          int failure, int* shifted, Tile<T>& factor) {
   constexpr int W = kPanel<T>, N = W / 16;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, j = 16 * R + step;
   if (x == step) {
@@ -235,16 +265,15 @@ __device__ __forceinline__ void eliminate(int step, T least, T (&a)[kPanel<T> / 
       }
     }
     if (x == step) {
-      const T d = a[R][R];
-      const bool replaced = d <= least && d >= T(-1);  // a NaN is not; a dead one is below
-      line[j] = d < T(-1) ? T(0) : 1 / sqrt(replaced ? least : d);
-      if (replaced) {
-        *shifted = 1;
+      const T d = a[R][R];  // a NaN is kept
+      line[j] = d <= least ? T(0) : 1 / sqrt(d);
+      if (d <= least && d != T(kDead)) {
+        *shifted |= failure;
       }
     }
   }
   __syncthreads();
-  const T inverse = line[j];  // of the pivot; 0 makes row j of V zero
+  const T inverse = line[j];  // of the pivot; 0 makes row j of V and the rest of column j of L zero
   T row[N];                   // c < j: V(j, c); c = j: V(j, j); c > j: L(c, j)
   for (int c = 0; c < N; ++c) {
     row[c] = 16 * c + x == j ? inverse : line[16 * c + x] * inverse;
@@ -253,11 +282,17 @@ __device__ __forceinline__ void eliminate(int step, T least, T (&a)[kPanel<T> / 
     const int i = 16 * r + y;
     if (i > j) {
       const T below = line[i] * inverse;  // L(i, j)
+      if (x == step) {
+        factor.at[i][j] = below;
+      }
       for (int c = 0; c <= r; ++c) {
         const T old = c == R && x == step ? T(0) : a[r][c];  // column j of D has become column j of V
         a[r][c] = old - below * row[c];
       }
     } else if (i == j) {
+      if (x == step) {
+        factor.at[j][j] = a[R][R] * inverse;
+      }
       for (int c = 0; c <= R; ++c) {
         a[R][c] = 16 * c + x <= j ? row[c] : a[R][c];
       }
@@ -267,27 +302,31 @@ __device__ __forceinline__ void eliminate(int step, T least, T (&a)[kPanel<T> / 
 
 template <int R, typename T>
 __device__ __forceinline__ void eliminate_all(T least, T (&a)[kPanel<T> / 16][kPanel<T> / 16], T (*line)[kPanel<T>],
-                                              int* shifted) {
+                                              int failure, int* shifted, Tile<T>& factor) {
   for (int step = 0; step < 16; ++step) {
-    eliminate<R>(step, least, a, line[step % 2], shifted);
+    eliminate<R>(step, least, a, line[step % 2], failure, shifted, factor);
   }
   if constexpr (R + 1 < kPanel<T> / 16) {
-    eliminate_all<R + 1>(least, a, line, shifted);
+    eliminate_all<R + 1>(least, a, line, failure, shifted, factor);
   }
 }
 
-// V of the diagonal tile into inverse. L of it nobody needs.
+// L of the diagonal tile into work, with the zeros above it; V into inverse.
 template <typename T>
-__global__ void __launch_bounds__(kPanelThreads) panel_kernel(Block<const T> work, Block<T> inverse, int64_t j0,
+__global__ void __launch_bounds__(kPanelThreads) panel_kernel(Block<T> work, Block<T> inverse, int64_t j0, int attempt,
                                                               const double* deviation, int* shifted, Selection sel) {
   constexpr int N = kPanel<T> / 16;
   __shared__ T line[2][kPanel<T>];
+  __shared__ Tile<T> factor;
   const int64_t b = sel[int(blockIdx.x)], l = work.cols;
   T a[N][N] = {};
-  if (is_done<T>(deviation, b, l)) {
-    each_of_tile(l, j0, j0, a, [&](int64_t i, int64_t j, T) { inverse.at(b, i, j) = T(i == j); });
+  if (is_idle<T>(attempt, deviation, shifted, b, l)) {
+    if (is_done<T>(deviation, b, l)) {
+      each_of_tile(l, j0, j0, a, [&](int64_t i, int64_t j, T) { inverse.at(b, i, j) = T(i == j); });
+    }
     return;  // the whole block
   }
+  __syncthreads();  // everybody has read shifted[b], which a failing pivot sets
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
   for (int r = 0; r < N; ++r) {
     for (int c = 0; c <= r; ++c) {
@@ -295,20 +334,33 @@ __global__ void __launch_bounds__(kPanelThreads) panel_kernel(Block<const T> wor
       a[r][c] = i < l && j < l ? work.at(b, i, j) : T(i == j);
     }
   }
-  eliminate_all<0>(T(kLeastPivot) * kEps<T> * T(sqrt(double(l))), a, line, shifted + b);
-  each_of_tile(l, j0, j0, a, [&](int64_t i, int64_t j, T v) { inverse.at(b, i, j) = j <= i ? v : T(0); });
+  const T least = T(attempt == 0 ? kLeastPivot * double(kEps<T>) * sqrt(double(l)) : rounding<T>(deviation, b, l));
+  eliminate_all<0>(least, a, line, attempt == 0 ? kShifted : kDropped, shifted + b, factor);
+  __syncthreads();  // factor is written
+  each_of_tile(l, j0, j0, a, [&](int64_t i, int64_t j, T v) {
+    inverse.at(b, i, j) = j <= i ? v : T(0);
+    work.at(b, i, j) = j <= i ? factor.at[i - j0][j - j0] : T(0);
+  });
 }
 
-// R <- R V_pp^T for the tiles of panel p below the diagonal, and V_pk = -V_pp Z_pk for those left of it.
+template <typename T, int N>
+__device__ __forceinline__ void store_tile(const T (&sum)[N][N], Tile<T>& tile) {
+  each_of_tile(kPanel<T>, 0, 0, sum, [&](int64_t i, int64_t j, T v) { tile.at[i][j] = v; });
+}
+
+// R <- R L_pp^-T for the tiles of panel p below the diagonal, and V_pk = -V_pp Z_pk for those left of it. R V_pp^T
+// alone leaves a residual of eps cond(L_pp), more than the shift that it has to spare; one step of refinement removes
+// that.
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    column_kernel(Block<T> work, Block<T> inverse, unsigned p, unsigned tiles, const double* deviation, Selection sel) {
+    column_kernel(Block<T> work, Block<T> inverse, unsigned p, unsigned tiles, int attempt, const double* deviation,
+                  const int* shifted, Selection sel) {
   constexpr int W = kPanel<T>;
   __shared__ Tile<T> left;
   __shared__ Tile<T> right;
   const int64_t b = sel[int(blockIdx.x / tiles)], l = work.cols, p0 = int64_t(p) * W;
   const unsigned t = blockIdx.x % tiles;
-  if (is_done<T>(deviation, b, l)) {
+  if (is_idle<T>(attempt, deviation, shifted, b, l)) {
     return;
   }
   T sum[W / 16][W / 16] = {};
@@ -325,6 +377,27 @@ __global__ void __launch_bounds__(kPanelThreads)
     load_tile<false>(inverse, b, p0, p0, right);
     __syncthreads();
     multiply_tiles(left, right, sum);
+    T residual[W / 16][W / 16], product[W / 16][W / 16] = {};
+    for (int r = 0; r < W / 16; ++r) {
+      for (int c = 0; c < W / 16; ++c) {
+        residual[r][c] = left.at[threadIdx.x / 16 + 16 * r][threadIdx.x % 16 + 16 * c];
+      }
+    }
+    __syncthreads();  // the tiles are read
+    store_tile(sum, left);
+    load_tile<false>(work, b, p0, p0, right);
+    __syncthreads();
+    multiply_tiles(left, right, product);
+    for (int r = 0; r < W / 16; ++r) {
+      for (int c = 0; c < W / 16; ++c) {
+        residual[r][c] -= product[r][c];
+      }
+    }
+    __syncthreads();
+    store_tile(residual, left);
+    load_tile<false>(inverse, b, p0, p0, right);
+    __syncthreads();
+    multiply_tiles(left, right, sum);
     each_of_tile(l, i0, p0, sum, [&](int64_t i, int64_t j, T v) { work.at(b, i, j) = v; });
   }
 }
@@ -332,13 +405,13 @@ __global__ void __launch_bounds__(kPanelThreads)
 // The tiles (i, k), k <= i, of the rows below panel p.
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    trailing_kernel(Block<T> work, Block<T> inverse, unsigned p, unsigned tiles, const double* deviation,
-                    Selection sel) {
+    trailing_kernel(Block<T> work, Block<T> inverse, unsigned p, unsigned tiles, int attempt, const double* deviation,
+                    const int* shifted, Selection sel) {
   constexpr int W = kPanel<T>;
   __shared__ Tile<T> left;
   __shared__ Tile<T> right;
   const int64_t b = sel[int(blockIdx.x / tiles)], l = work.cols, p0 = int64_t(p) * W;
-  if (is_done<T>(deviation, b, l)) {
+  if (is_idle<T>(attempt, deviation, shifted, b, l)) {
     return;
   }
   unsigned i = p + 1, k = blockIdx.x % tiles;

@@ -16,10 +16,10 @@ int64_t normalize_partials(int64_t n, int64_t l, int64_t count);
 template <typename T>
 cudaError_t normalize_columns(Block<T> x, Selection sel, double* partial, cudaStream_t stream);
 
-// For each selected s = X^T X (count, l, l): deviation[b] = ||s - I||_F; inverse <- L^-1, lower triangular, dense; I
-// where nothing is left to do. Columns that depend on earlier ones to rounding do not stop it: shifted[b] = 1 then, and
-// more passes are needed; those that are nothing but rounding after a first pass become zero by X L^-T, for
-// normalize_columns to refill. work: scratch like s.
+// For each selected s = X^T X (count, l, l): deviation[b] = ||s - I||_F, NaN where s has one; inverse <- L^-1, lower
+// triangular, dense; I where nothing is left to do. shifted[b] != 0: more passes are needed. Flags: 1, a pivot was at
+// rounding level and s was factored with a shift; 2, a pivot was so even then; 4, s had columns that are only rounding.
+// Such columns become zero by X L^-T, for normalize_columns to refill. work: scratch like s.
 template <typename T>
 cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
                              Selection sel, cudaStream_t stream);
