@@ -90,6 +90,17 @@ def test_only_matrices_that_fail_are_shifted_and_none_disturbs_another(emu, dtyp
     assert residual.abs().max() <= 0.1
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_orthonormal_to_rounding_is_left_alone(emu, dtype):
+    side, step = 100, torch.finfo(dtype).eps
+    s = torch.eye(side, dtype=dtype).repeat(2, 1, 1)
+    s[0, 80, 3] = s[0, 3, 80] = 20 * step  # ||S - I|| = 28 eps, limit 40 eps
+    s[1, 80, 3] = s[1, 3, 80] = 40 * step  # 57 eps
+    inverse, _, shifted = cholesky_inverse(emu, s)
+    assert torch.equal(inverse[0], torch.eye(side, dtype=dtype)) and shifted.tolist() == [0, 0]
+    assert math.isclose(inverse[1, 80, 3], -40 * step, rel_tol=1e-3)
+
+
 def test_a_pivot_that_no_shift_helps_drops_its_column(emu):
     s = torch.eye(70)
     s[65, 66] = s[66, 65] = 1.5  # no Gram matrix has that

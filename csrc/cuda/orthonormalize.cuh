@@ -1,5 +1,5 @@
-// Cholesky factorization and triangular inverse of a batch at once, right-looking in panels of W columns. Before panel
-// p:
+// Cholesky factorization and triangular inverse of a batch at once, right-looking in panels of W columns. Before
+// panel p:
 //
 //        0       p               start     per matrix and panel: S into work, its deviation in parts, dead columns
 //      +---+---+---+---+         conclude  per matrix: the deviation
@@ -23,7 +23,8 @@
 // Limits:  count times tiles below 2^31.
 // Ref:     Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa: Shifted CholeskyQR (SISC 2020, arXiv 1809.11085). Pivots
 //          replaced one by one (Gill, Murray 1974) would need one try, but were found to let rounding grow from pivot
-//          to pivot where leading columns are ill-conditioned: columns of length 1e8 in float32 at l = 128, and Inf.
+//          to pivot where leading columns are ill-conditioned: columns of length 1e8 in float32 at l = 128 (emulator),
+//          Inf in a model of it.
 #pragma once
 #include <cmath>
 
@@ -35,6 +36,8 @@
 namespace laser {
 
 constexpr int kPanelThreads = 256;
+constexpr int kPanelBlocks =
+    2;  // per multiprocessor, for panel: left alone, ptxas keeps to 64 registers on sm_80 and spills
 
 template <typename T>
 constexpr int kPanel = sizeof(T) == 4 ? 64 : 32;  // two tiles fit 48 KiB
@@ -47,7 +50,7 @@ constexpr T kEps = sizeof(T) == 4 ? T(1.1920928955078125e-07) : T(2.220446049250
 constexpr double kLeastPivot = 8.0;
 
 // The shift in eps ||S||_F. Measured over ranks 1 to 40, repeated columns and conditions to 1e14, l = 16 to 384, both
-// types: 0.5 suffices where rows are as many as columns; sums over many rows are off by more.
+// types, l + 40 rows: 0.5 suffices; sums over many rows are off by more.
 constexpr double kShift = 8.0;
 
 // ||S - I|| below so many eps sqrt(l) is what orthonormal columns give.
@@ -69,7 +72,7 @@ struct alignas(16) Tile {
 
 // A column shorter than 1e-3 after a first pass is what a shift or rounding left of a dependent one.
 constexpr double kDeadLength2 = 1e-6;
-constexpr int kDead = -2;  // in the place of its diagonal entry; no other gets below -1
+constexpr int kDead = -2;  // in the place of its diagonal entry: dropped like a failed pivot, but no failure
 
 // Why more passes are needed: flags of shifted[b].
 constexpr int kShifted = 1;   // a pivot was at rounding level
@@ -313,8 +316,9 @@ __device__ __forceinline__ void eliminate_all(T least, T (&a)[kPanel<T> / 16][kP
 
 // L of the diagonal tile into work, with the zeros above it; V into inverse.
 template <typename T>
-__global__ void __launch_bounds__(kPanelThreads) panel_kernel(Block<T> work, Block<T> inverse, int64_t j0, int attempt,
-                                                              const double* deviation, int* shifted, Selection sel) {
+__global__ void __launch_bounds__(kPanelThreads, kPanelBlocks)
+    panel_kernel(Block<T> work, Block<T> inverse, int64_t j0, int attempt, const double* deviation, int* shifted,
+                 Selection sel) {
   constexpr int N = kPanel<T> / 16;
   __shared__ T line[2][kPanel<T>];
   __shared__ Tile<T> factor;
