@@ -36,8 +36,8 @@
 namespace laser {
 
 constexpr int kPanelThreads = 256;
-constexpr int kPanelBlocks =
-    2;  // per multiprocessor, for panel: left alone, ptxas keeps to 64 registers on sm_80 and spills
+// Per multiprocessor, for panel: left alone, ptxas keeps to 64 registers on sm_80 and spills.
+constexpr int kPanelBlocks = 2;
 
 template <typename T>
 constexpr int kPanel = sizeof(T) == 4 ? 64 : 32;  // two tiles fit 48 KiB
