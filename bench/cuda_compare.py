@@ -111,7 +111,8 @@ class Bench:
             own, extra = name == OURS, {}
             if own and mine:
                 infos = reported[0]
-                floor = task.floor([x.iterations for x in infos], TARGET)
+                spectral = all(x.route == "spectral" for x in infos)
+                floor = task.floor([x.iterations for x in infos], TARGET, spectral)
                 extra = {
                     "route": "+".join(sorted({x.route for x in infos})),
                     "iterations": max(x.iterations for x in infos),

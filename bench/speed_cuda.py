@@ -10,7 +10,8 @@ Peers include casts and product; `tuned` is the fastest setting found in hindsig
   experts      4096 matrices 768x2048 at rank 10 %, against a Python loop of LASER's call over 64 of them
   smollm2      SmolLM2's own matrices at rank 10 %
   rank10       32 matrices 4096x4096 at rank 10 %       cusolver  the same, gesvdr, gesvdp, gesvdaStridedBatched
-  rank1        the same at rank 1 %, with each driver of torch.linalg.svd
+  rank50       one matrix 4096x4096 at rank 50 %, with eigh and each driver of torch.linalg.svd
+  rank1        32 matrices 4096x4096 at rank 1 %, with each driver of torch.linalg.svd
 Times are CUDA events, medians with p10-p90 of interleaved repetitions; compared per matrix, since peers that loop run on
 some matrices of the batch (their row's batch says how many). No time stands without its excess: the worst of the
 checked results against float64 optima. bound_share: max(bytes / copy rate, flops / bf16 product rate), both measured in
@@ -55,6 +56,14 @@ def rank1(bench: Bench) -> None:
     for driver in cuda_peers.DRIVERS:
         peers[f"torch.linalg.svd driver={driver}"] = single(task, cuda_peers.linalg_svd, driver, limit=TARGET)
     bench.compare("low_rank", task, peers, 60, peers.unreachable)
+
+
+def rank50(bench: Bench) -> None:
+    task, peers = Task(Weights(bench.square.matrices[:1], (0,)), 0.5), Peers()
+    peers["gram + torch.linalg.eigh"] = single(task, cuda_peers.gram_eigh, limit=TARGET)
+    for driver in cuda_peers.DRIVERS:
+        peers[f"torch.linalg.svd driver={driver}"] = single(task, cuda_peers.linalg_svd, driver, limit=TARGET)
+    bench.compare("low_rank", task, peers, 40, peers.unreachable)
 
 
 def cusolver(bench: Bench) -> None:
@@ -182,6 +191,7 @@ CASES: dict[str, tuple[Callable[[Bench], None], str]] = {
     "experts": (experts, ">= 100x a Python loop of svd_lowrank"),
     "smollm2": (smollm2, "no figure set"),
     "rank10": (rank10, ">= 50x LASER's svd_lowrank, <= 3 ms per matrix"),
+    "rank50": (rank50, "<= 15 ms by route spectral, >= 20x gram + eigh, >= 100x torch.linalg.svd"),
     "cusolver": (cusolver, ">= 10x each at equal or better excess"),
     "rank1": (rank1, ">= 10x tuned svd_lowrank, >= 100x torch.linalg.svd"),
 }
@@ -217,7 +227,7 @@ def main() -> int:
             bench.row(None, op=name, status=status)
             bench.failed = True
             print(f"    {status}")
-        if name not in ("rank10", "cusolver"):
+        if name not in ("rank10", "rank50", "cusolver"):
             bench.release()
         print(f"    ({time.perf_counter() - start:.1f} s)", flush=True)
     return 1 if bench.failed else 0

@@ -129,15 +129,17 @@ class Task:
         stated = torch.tensor(claimed, dtype=torch.float64)
         return ((measured - stated).abs() / measured.clamp_min(1e-300)).max().item()
 
-    def floor(self, iterations: Sequence[int], tol: float) -> tuple[float, float]:
+    def floor(self, iterations: Sequence[int], tol: float, spectral: bool = False) -> tuple[float, float]:
         """(bytes, flops) of what must be done: each weight read once and written once; and the products of the
         iterations that ran on the default block, through A and A^T or the Gram matrix (one half of it), whichever is
-        less, and (A V) V^T. Exact routes (0 iterations): the Gram matrix and (A V) V^T, without the eigensolver."""
+        less, and (A V) V^T. Exact routes (0 iterations): the Gram matrix and (A V) V^T, without the eigensolver.
+        spectral: the Gram matrix, `iterations` products of n x n matrices, and (A V) V^T."""
         moved = flops = 0.0
         for matrix, rank, count in zip(self.matrices, self.ranks, iterations, strict=True):
             n, m = sorted(matrix.shape)
             block = default_block(rank, n, tol)
             through_gram = m * n * n + 2.0 * n * n * block * count
-            flops += (min(4.0 * m * n * block * count, through_gram) if count else through_gram) + 4.0 * m * n * rank
+            iterate = min(4.0 * m * n * block * count, through_gram) if count else through_gram
+            flops += (m * n * n + 2.0 * n**3 * count if spectral else iterate) + 4.0 * m * n * rank
             moved += 2 * matrix.element_size() * m * n
         return moved, flops

@@ -60,7 +60,7 @@ def truncated_svd(
             multiplications by A^T A and no judgement.
         oversample: extra columns p of the randomized block. Default: dispatch.default_block.
         max_iter: multiplications by A^T A before a more exact route takes over.
-        route: "auto", "randomized", "gram_eigh" or "full_svd". A given route is tried first and still escalates.
+        route: "auto", "randomized", "spectral", "gram_eigh" or "full_svd". A given route is tried first and still escalates.
         seed, key: the sketch is a function of these (and row, column) alone; key: one int, or one per matrix.
         return_info: return (result, Info), or (result, list of Info) where A is not a single matrix.
 

@@ -3,6 +3,8 @@
 | route      | when                                                        | how                                          |
 |------------|-------------------------------------------------------------|----------------------------------------------|
 | randomized | cheapest at this rank, tol and shape                        | subspace iteration on A or on A^T A          |
+| spectral   | middle rank where products are much faster than an          | projector onto the subspace from products    |
+|            | eigensolver: GPUs                                           | and a Cholesky factorization, then as above  |
 | gram_eigh  | large rank, small matrix, or randomized did not converge    | A^T A and a symmetric eigensolver            |
 | full_svd   | asked for, or nothing cheaper can certify (tiny tails)      | LAPACK gesdd, always in float64             |
 """
@@ -15,7 +17,7 @@ from typing import NamedTuple
 
 from laser_kernels.status import Status
 
-ROUTES = ("randomized", "gram_eigh", "full_svd")
+ROUTES = ("randomized", "spectral", "gram_eigh", "full_svd")
 
 # tol = 0 promises excess <= 1e-6; the routes certify against that figure, in float64.
 EXACT_TOL = 1e-6
@@ -38,11 +40,11 @@ class Route(NamedTuple):
     """What runs.
 
     Attributes:
-        name: "randomized", "gram_eigh" or "full_svd".
+        name: "randomized", "spectral", "gram_eigh" or "full_svd".
         block: columns of the randomized basis, rank + oversample; rank for the exact routes.
-        gram: randomized only: iterate on A^T A, formed once, instead of on A and A^T.
+        gram: randomized: iterate on A^T A, formed once, instead of on A and A^T.
         wide: work in float64 instead of float32.
-        half: randomized only: early products take operands rounded to bfloat16; the certificate allows for that.
+        half: randomized and spectral: early products take operands rounded to bfloat16; the certificate allows for that.
         seconds: estimated time for the whole batch (Rates).
         reason: why, in words.
     """
@@ -166,6 +168,32 @@ def _randomized_seconds(
     return iterate + small + calls * rates.call / (batch if rates.batched else 1)
 
 
+# SPECTRAL (csrc/core/spectral.cpp): transforms of A^T A until the cut lies in the middle, 64 thin products each for the
+# moments; quintics of three products; the top-up's block, and its multiplications. Typical of what bench/spectral.py
+# measures. Calls: counted in the source.
+SPECTRAL_SEARCHES = 2
+SPECTRAL_MOMENTS = 64
+SPECTRAL_QUINTICS = 4
+SPECTRAL_TOP_UP = 128
+SPECTRAL_MULTIPLIES = 8
+SPECTRAL_CALLS = 400
+# Below this share of n the model's difference to RANDOMIZED is not to be trusted before a GPU has measured it.
+SPECTRAL_LEAST = 0.25
+
+
+def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch: int) -> float:
+    """Per matrix of the batch."""
+    share = rank / n
+    rounded = SPECTRAL_SEARCHES + 3 * SPECTRAL_QUINTICS + share
+    full = 2 / 3 * SPECTRAL_SEARCHES + 3 * share + 10 * share**2 + share**3
+    products = 2.0 * n**3 * (rounded / (rates.flops * (rates.half if half else 1.0)) + full / rates.block_flops)
+    moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * 4.0 * n * n / rates.bytes
+    block = min(n, SPECTRAL_TOP_UP)
+    top_up = _randomized_seconds(n, n, block, min(rank, block), SPECTRAL_MULTIPLIES, True, False, rates, batch)
+    weights = (rates.gram * 2.0 * m * n * n + 2.0 * m * n * rank) / rates.flops
+    return products + moments + top_up + weights + SPECTRAL_CALLS * rates.call
+
+
 @functools.lru_cache(maxsize=4096)
 def choose(problem: Problem, route: str = "auto", oversample: int | None = None, max_iter: int = 64) -> Route:
     """The route for a problem: the cheapest by the cost model, or the one asked for. Pure; touches no data.
@@ -207,10 +235,21 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         ),
         f"A^T A and a {n}x{n} symmetric eigensolver",
     )
+    rounds = problem.device == "cuda" and not wide  # on a CPU that multiplies bfloat16 it was not measured
+    spectral = Route(
+        "spectral",
+        r,
+        True,
+        wide,
+        rounds,
+        scale * _spectral_seconds(m, n, r, rounds, rates, problem.batch),
+        f"a projector from products of {n}x{n} matrices, the rest by randomized",
+    )
     full_svd = Route(
         "full_svd", r, False, True, False, problem.batch * rates.wide * rates.svd * m * n * n, "a dense SVD in float64"
     )
     candidates = {"randomized": min(randomized(False), randomized(True), key=lambda x: x.seconds)}
+    candidates["spectral"] = spectral
     candidates["gram_eigh"] = gram_eigh
     candidates["full_svd"] = full_svd
     if route != "auto":
@@ -224,7 +263,8 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         return candidates["randomized"]._replace(
             reason="tol=None, nothing to certify: " + candidates["randomized"].reason
         )
-    best = min(candidates["randomized"], gram_eigh, key=lambda x: x.seconds)
+    automatic = [candidates["randomized"], gram_eigh] + [spectral] * (r >= SPECTRAL_LEAST * n)
+    best = min(automatic, key=lambda x: x.seconds)
     return best._replace(reason="cheapest by the cost model: " + best.reason)
 
 
@@ -239,7 +279,8 @@ def escalate(problem: Problem, route: Route, status: Status) -> Route | None:
     if status == Status.NOT_CONVERGED:
         return exact._replace(wide=route.wide, reason="the iteration did not converge")
     if route.wide:
-        return full
+        failed = "the projector could not be certified in float64: " + exact.reason
+        return exact._replace(wide=True, reason=failed) if route.name == "spectral" else full
     # float32 cannot tell: whichever is cheaper in float64
     better = route if route.seconds <= exact.seconds else exact
     return better._replace(wide=True, half=False, reason="float32 cannot certify this tail: float64")

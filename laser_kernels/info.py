@@ -16,7 +16,8 @@ class Info:
         excess_bound: estimated upper bound b with residual <= (1 + b) * optimal residual + c * eps * ||A|| for the
             unrounded result. How it is made: DEVNOTES.md, "Certificate".
         rounding: residual minus the residual before the result was rounded to the weight's dtype.
-        iterations: multiplications by A^T A (0 for the exact routes).
+        iterations: multiplications by A^T A; spectral: products of n x n matrices, n = min(rows, cols); 0 for the exact
+            routes.
         route: what ran: "randomized", "gram_eigh" or "full_svd".
         status: "ok"; "escalated" when an earlier route's certificate failed; "uncertified" when tol was None.
         seconds: wall time of the call's work, divided by the number of matrices worked on together.

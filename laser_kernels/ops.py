@@ -19,8 +19,8 @@ COMPILED = _ext.load()
 COMPILED_CUDA = COMPILED and _ext.load_cuda()
 
 
-# Columns of the (b, 6) float64 certificate that low_rank and truncated_svd return (csrc/core/request.hpp).
-CERTIFICATE = ("status", "norm", "unrounded", "residual", "bound", "iterations")
+# Columns of the (b, 7) float64 certificate that low_rank and truncated_svd return (csrc/core/request.hpp).
+CERTIFICATE = ("status", "norm", "unrounded", "residual", "bound", "iterations", "projected")
 
 
 @functools.cache

@@ -144,7 +144,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
     eps = torch.finfo(dtype).eps
     floor = FLOOR * torch.finfo(torch.float64 if weight.dtype == torch.float64 else torch.float32).eps
     stats = prepare(weight)
-    rows = torch.zeros((len(weight), 6), dtype=torch.float64)
+    rows = torch.zeros((len(weight), 7), dtype=torch.float64)
     rows[:, 0] = torch.where(stats[:, 1].isfinite(), 0.0, float(Status.NON_FINITE)).cpu()
     if rows[:, 0].any():
         return rows.to(weight.device)
@@ -162,7 +162,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
             u, s, vh = torch.linalg.svd(a @ v, full_matrices=False)
             v = v @ vh.mT
         else:
-            if route == "gram_eigh":
+            if route in ("gram_eigh", "spectral"):  # products gain nothing here
                 values, vectors = torch.linalg.eigh(a.mT @ a)
                 values, v = values.flip(0).double(), vectors.flip(1)[:, :rank]
                 u, s, vh = torch.linalg.svd(a @ v, full_matrices=False)
@@ -170,13 +170,15 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
             else:
                 u, s, vh = torch.linalg.svd(a, full_matrices=False)
                 values, (u, s, v) = s.double() ** 2, (u[:, :rank], s[:rank], vh[:rank].mT)
-            error = (12 if route == "gram_eigh" else 1) * eps * values[0].item()
+            error = (1 if route == "full_svd" else 12) * eps * values[0].item()
             remainder, bound, known = _judge_exact(values, rank, norm2, error, noise, floor2)
             last_resort = route == "full_svd" and wide
             status = Status.OK if last_resort or (known and (tol is None or bound <= tol)) else Status.PRECISION
             status = Status.UNCERTIFIED if tol is None else status
         residual = math.ldexp(math.sqrt(remainder), exponent)
-        rows[b] = torch.tensor([status, stats[b, 0].item(), residual, residual, bound, multiplies], dtype=torch.float64)
+        rows[b] = torch.tensor(
+            [status, stats[b, 0].item(), residual, residual, bound, multiplies, 0], dtype=torch.float64
+        )
         if status in (Status.OK, Status.UNCERTIFIED):
             u, v = (v, u) if transposed else (u, v)
             write(b, u, torch.ldexp(s.double(), torch.tensor(exponent)), v, rows[b])
@@ -184,7 +186,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
 
 
 def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, seed, keys) -> Tensor:
-    """Writes A_r of each certified matrix to `out` (which may be the weight); returns the (b, 6) certificate."""
+    """Writes A_r of each certified matrix to `out` (which may be the weight); returns the (b, 7) certificate."""
 
     def write(b: int, u: Tensor, s: Tensor, v: Tensor, row: Tensor) -> None:
         product, a = (u.double() * s) @ v.double().mT, weight[b].double()

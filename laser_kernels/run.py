@@ -72,7 +72,7 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
         rows = attempt(backend, weight, todo, path, [bucket.keys[i] for i in todo]).tolist()
         seconds = (time.perf_counter() - start) / len(todo)
         failed: dict[int, Status] = {}
-        for i, (code, norm, unrounded, residual, bound, iterations) in zip(todo, rows, strict=True):
+        for i, (code, norm, unrounded, residual, bound, iterations, _) in zip(todo, rows, strict=True):
             status = Status(int(code))
             if status not in (Status.OK, Status.UNCERTIFIED):
                 failed[i] = status

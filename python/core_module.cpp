@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "core/certificate.hpp"
+#include "core/kernel_polynomial.hpp"
 #include "core/philox.hpp"
+#include "core/sign_quintics.hpp"
 
 namespace py = pybind11;
 
@@ -44,4 +46,17 @@ PYBIND11_MODULE(_core, m) {
       py::arg("eigenvalues"), py::arg("rank"), py::arg("error"),
       "Energy a rank-r truncation may lose to a perturbation with entries of size `error` "
       "(csrc/core/certificate.hpp).");
+  m.def("level_of", laser::level_of, py::arg("moments"), py::arg("count"),
+        "The t above which `count` eigenvalues lie, from Chebyshev moments (csrc/core/kernel_polynomial.hpp).");
+  m.def(
+      "sign_quintics",
+      [](double low, double error) {
+        std::vector<std::vector<double>> steps;
+        for (const laser::Quintic& q : laser::sign_quintics(low, error)) {
+          steps.push_back({q.a, q.b, q.c});
+        }
+        return steps;
+      },
+      py::arg("low"), py::arg("error"),
+      "(a, b, c) of a x + b x^3 + c x^5, one after another (csrc/core/sign_quintics.hpp).");
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <string>
@@ -81,7 +82,7 @@ struct Tools {
 
   // failed[b] = 1 where s[b] is not numerically positive definite (factor[b] is then undefined).
   template <typename T>
-  void cholesky(Block<T> s, Block<T> factor, int* failed) {
+  void cholesky(Block<const T> s, Block<T> factor, int* failed) {
     auto stack = call("aten::linalg_cholesky_ex", "", view(s), false, false);
     const Tensor l = take(stack[0]), info = take(stack[1]);
     copy_into(l, factor);
@@ -104,6 +105,33 @@ struct Tools {
     copy_into(q, x);
   }
 };
+
+// Whether every pivot of s = L L^T is above the rounding of its diagonal entry.
+template <typename T>
+bool pivots_hold(Block<const T> s, Block<const T> factor) {
+  const double least = cpu::kFirstShift * std::numeric_limits<T>::epsilon() * std::sqrt(double(s.cols));
+  for (int64_t i = 0; i < s.cols; ++i) {
+    const double pivot = double(factor.at(0, i, i)) * double(factor.at(0, i, i));
+    if (!(pivot > least * double(s.at(0, i, i)))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The two leading slices of x in bfloat16, in x's type.
+template <typename T>
+std::pair<Tensor, Tensor> sliced(Block<const T> x) {
+  const auto leading = [](const Tensor& from) {
+    Tensor half = torch::stable::new_empty(from, from.sizes(), ScalarType::BFloat16);
+    torch::stable::copy_(half, from);
+    Tensor back = torch::stable::new_empty(from, from.sizes());
+    torch::stable::copy_(back, half);
+    return back;
+  };
+  const Tensor first = leading(view(x));
+  return {first, leading(torch::stable::subtract(view(x), first))};
+}
 
 template <typename T>
 bool is_diagonal(Block<const T> m) {
@@ -164,6 +192,11 @@ void LinalgAten<T>::select(const std::vector<int64_t>& matrices) {
 }
 
 template <typename T>
+std::unique_ptr<Linalg<T>> LinalgAten<T>::only(int64_t b) {
+  return std::make_unique<LinalgAten>(weight_.matrix(b), rounded_.matrix(b));
+}
+
+template <typename T>
 void LinalgAten<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
   precision == Precision::kHalf ? together(product_half<T>, rounded_, q, y) : together(product<T>, weight_, q, y);
 }
@@ -204,6 +237,90 @@ void LinalgAten<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Blo
   together(product_half<T>, a, b, c);
 }
 
+// bfloat16 numbers, kept in float32: products of them are exact there, so that their sums are what a GPU computes but
+// for the order.
+template <typename T>
+void LinalgAten<T>::multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
+  if (std::is_same_v<T, double> || precision == Precision::kFull) {
+    multiply(a, b, c);
+    return;
+  }
+  one_by_one(
+      c.count,
+      [&](int64_t, Block<const T> x, Block<const T> y, Block<T> to) {
+        const auto [x0, x1] = sliced(x);
+        const auto [y0, y1] = sliced(y);
+        auto stack = call("aten::mm", "out", x0, y0, view(to));
+        take(stack[0]);
+        if (precision == Precision::kPair) {
+          for (const auto& [left, right] : {std::pair{x0, y1}, std::pair{x1, y0}}) {
+            auto other = call("aten::mm", "", left, right);
+            Tensor small = take(other[0]);
+            cpu::add<T>(1, aten::block<T>(small), 1, to);
+          }
+        }
+      },
+      a, b, c);
+}
+
+template <typename T>
+void LinalgAten<T>::affine(Block<const T> x, const double* scale, const double* shift, Block<T> out) {
+  one_by_one(
+      x.count, [&](int64_t b, Block<const T> from, Block<T> to) { cpu::affine(from, scale[b], shift[b], to); }, x, out);
+}
+
+template <typename T>
+void LinalgAten<T>::add(double alpha, Block<const T> x, double beta, Block<T> y) {
+  one_by_one(x.count, [&](int64_t, Block<const T> from, Block<T> to) { cpu::add(alpha, from, beta, to); }, x, y);
+}
+
+template <typename T>
+void LinalgAten<T>::add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) {
+  one_by_one(
+      x.count, [&](int64_t, Block<const T> from, Block<T> to) { cpu::add_symmetric(alpha, from, beta, to); }, y, x);
+}
+
+template <typename T>
+void LinalgAten<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed) {
+  one_by_one(
+      s.count,
+      [&](int64_t b, Block<const T> one, Block<T> inverse) {
+        Tools tools;
+        int code = 0;
+        tools.cholesky<T>(one, inverse, &code);
+        failed[b] = code != 0 || !pivots_hold<T>(one, inverse);
+        if (failed[b] == 0) {
+          Tensor identity = torch::stable::new_zeros(view(inverse), view(inverse).sizes());
+          for (int64_t i = 0; i < one.rows; ++i) {
+            identity.mutable_data_ptr<T>()[i * one.cols + i] = T(1);
+          }
+          auto stack = call("aten::linalg_solve_triangular", "", view(inverse), identity, false, true, false);
+          copy_into(take(stack[0]), inverse);
+        }
+      },
+      s, w);
+}
+
+template <typename T>
+void LinalgAten<T>::dot(Block<const T> x, Block<const T> y, double* out) {
+  one_by_one(
+      x.count,
+      [&](int64_t b, Block<const T> a, Block<const T> c) { out[b] = cpu::dot(a.data, c.data, a.rows * a.cols); }, x, y);
+}
+
+template <typename T>
+void LinalgAten<T>::trace(Block<const T> x, double* out) {
+  one_by_one(
+      x.count,
+      [&](int64_t b, Block<const T> one) {
+        out[b] = 0;
+        for (int64_t i = 0; i < one.cols; ++i) {
+          out[b] += double(one.at(0, i, i));
+        }
+      },
+      x);
+}
+
 template <typename T>
 void LinalgAten<T>::sketch(Block<T> q, uint64_t seed, const int64_t* keys) {
   one_by_one(q.count, [&](int64_t b, Block<T> one) { cpu::sketch(one, seed, keys[b]); }, q);
@@ -238,12 +355,6 @@ void LinalgAten<T>::ritz_residuals(Block<const T> x, Block<const T> z, const dou
         cpu::ritz_residuals(a, v, theta + b * a.cols, out + b * a.cols);
       },
       x, z);
-}
-
-template <typename T>
-void LinalgAten<T>::squared_norm(Block<const T> x, double* out) {
-  one_by_one(
-      x.count, [&](int64_t b, Block<const T> one) { out[b] = cpu::squared_norm(one.data, one.rows * one.cols); }, x);
 }
 
 template <typename T>
@@ -307,8 +418,13 @@ void LinalgAten<T>::judge_exact(const ExactStep& step) {
 }
 
 template <typename T>
-void LinalgAten<T>::read(const Progress* progress, std::vector<Progress>& host) {
-  std::copy_n(progress, host.size(), host.begin());
+void LinalgAten<T>::fetch(const void* from, void* host, size_t bytes) {
+  std::memcpy(host, from, bytes);
+}
+
+template <typename T>
+void LinalgAten<T>::send(const void* host, void* to, size_t bytes) {
+  std::memcpy(to, host, bytes);
 }
 
 template class LinalgAten<float>;

@@ -152,7 +152,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
   Memory<BFloat16> rounded(0);
   Block<const BFloat16> half{};
   if constexpr (std::is_same_v<T, float>) {
-    if (request.half && !request.gram) {
+    if (request.half && request.route == RouteKind::kRandomized && !request.gram) {
       half = round_group(w, first, loaded, scaled, rounded);
       half = wide ? half.transposed() : half;
     }
@@ -187,6 +187,8 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
     full_svd(problem, a, result);
   } else if (request.route == RouteKind::kGramEigh) {
     with_scratch(gram_eigh_scratch(problem), [&](const Scratch<T>& s) { gram_eigh(la, problem, s, result); });
+  } else if (request.route == RouteKind::kSpectral) {
+    with_scratch(spectral_scratch<T>(problem), [&](const Scratch<T>& s) { spectral(la, problem, s, result); });
   } else {
     with_scratch(randomized_scratch<T>(problem), [&](const Scratch<T>& s) { randomized(la, problem, s, result); });
   }
@@ -272,7 +274,8 @@ void rank_reduce_cpu(const Weight& w, const Request& request, const Weight* dens
   parallel_each(w.count, [&](int64_t b) {
     prepared[b] = prepare_cpu(w, b, request.wide);
     const bool finite = std::isfinite(prepared[b].stats.top);
-    certificates[b] = {double(finite ? Status::kOk : Status::kNonFinite), 0, 0, 0, 0, 0};
+    certificates[b] = {};
+    certificates[b].status = double(finite ? Status::kOk : Status::kNonFinite);
   });
   if (std::any_of(prepared.begin(), prepared.end(), [](const Prepared& p) { return !std::isfinite(p.stats.top); })) {
     return;

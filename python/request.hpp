@@ -23,16 +23,18 @@ inline Request request(const char* op, const Weight& w, int64_t rank, const std:
   STD_TORCH_CHECK(int64_t(keys.size()) == w.count, "[laser_kernels::", op, "] keys must hold one integer per matrix (",
                   w.count, "); got ", keys.size());
   RouteKind kind = RouteKind::kRandomized;
-  if (route == "gram_eigh") {
+  if (route == "spectral") {
+    kind = RouteKind::kSpectral;
+  } else if (route == "gram_eigh") {
     kind = RouteKind::kGramEigh;
   } else if (route == "full_svd") {
     kind = RouteKind::kFullSvd;
   } else {
     STD_TORCH_CHECK(route == "randomized", "[laser_kernels::", op,
-                    "] route must be randomized, gram_eigh or full_svd; got ", route);
+                    "] route must be randomized, spectral, gram_eigh or full_svd; got ", route);
   }
-  STD_TORCH_CHECK(!half || (kind == RouteKind::kRandomized && !wide), "[laser_kernels::", op,
-                  "] half goes with route randomized and float32");
+  STD_TORCH_CHECK(!half || ((kind == RouteKind::kRandomized || kind == RouteKind::kSpectral) && !wide),
+                  "[laser_kernels::", op, "] half goes with the routes randomized and spectral, and float32");
   return {kind, rank, block, gram, wide, half, tol.value_or(-1.0), max_iter, uint64_t(seed), &keys};
 }
 

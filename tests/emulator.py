@@ -69,9 +69,9 @@ class Emulator:
     def _convert(a):
         if isinstance(a, torch.Tensor):
             return ctypes.c_void_p(a.data_ptr())
-        if isinstance(a, bool) or a is None:
-            return ctypes.c_void_p(None) if a is None else ctypes.c_int(a)
-        return ctypes.c_double(a) if isinstance(a, float) else ctypes.c_int64(a)
+        if a is None:
+            return ctypes.c_void_p(None)
+        return ctypes.c_double(a) if isinstance(a, float) else ctypes.c_int64(int(a))
 
     def schedule(self, order):
         self.library.emu_set_order(order)

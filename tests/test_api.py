@@ -152,7 +152,7 @@ def test_bad_input_is_told_what_and_where(function, a, rank, error, text):
         ({"tol": -1}, "tol must be None or a number >= 0"),
         ({"tol": float("nan")}, "tol"),
         ({"max_iter": 0}, "max_iter"),
-        ({"route": "magic"}, "route must be auto, randomized, gram_eigh, full_svd; got 'magic'"),
+        ({"route": "magic"}, "route must be auto, randomized, spectral, gram_eigh, full_svd; got 'magic'"),
         ({"oversample": -1}, "oversample"),
         ({"seed": -1}, "seed"),
         ({"key": 2**63}, "key"),

@@ -101,13 +101,14 @@ def test_chebyshev_is_the_recurrence_or_the_power(emu, factor):
 def test_column_sums_are_float64(emu, rows, cols):
     x, z = torch.randn(3, rows, cols), torch.randn(3, rows, cols)
     theta = torch.randn(3, cols, dtype=torch.float64)
-    out, norm = torch.full((3, cols), -1.0, dtype=torch.float64), torch.full((3,), -1.0, dtype=torch.float64)
+    out, product = torch.full((3, cols), -1.0, dtype=torch.float64), torch.full((3,), -1.0, dtype=torch.float64)
     emu.call("emu_ritz_residuals", x, z, theta, out, 3, rows, cols, *selection(1, 2))
-    emu.call("emu_squared_norm", x, norm, 3, rows, cols, *selection(1, 2))
+    emu.call("emu_dot", x, z, product, 3, rows, cols, *selection(1, 2))
     exact = (x.double() - theta[:, None] * z.double()).square().sum(1)
     torch.testing.assert_close(out[1:], exact[1:], rtol=1e-13, atol=0)
-    torch.testing.assert_close(norm[1:], x[1:].double().square().sum((1, 2)), rtol=1e-13, atol=0)
-    assert (out[0] == -1).all() and norm[0] == -1
+    exact = (x.double() * z.double()).sum((1, 2))
+    torch.testing.assert_close(product[1:], exact[1:], rtol=0, atol=1e-13 * rows * cols)
+    assert (out[0] == -1).all() and product[0] == -1
 
 
 def test_diagonal_tells_rounding_from_more_and_orders_sigma(emu):

@@ -76,7 +76,7 @@ def test_op_errors_name_op_argument_and_what_came():
         L.low_rank(STACK, STACK[:1], 4, *ROUTE)
     with pytest.raises(RuntimeError, match="unit stride"):
         L.prepare(STACK.mT)
-    with pytest.raises(RuntimeError, match="route must be randomized, gram_eigh or full_svd; got magic"):
+    with pytest.raises(RuntimeError, match="route must be randomized, spectral, gram_eigh or full_svd; got magic"):
         L.low_rank(STACK, STACK, 4, "magic", *ROUTE[1:])
     with pytest.raises(RuntimeError, match="block must be in rank"):
         L.truncated_svd(STACK, 4, "randomized", 3, *ROUTE[2:])

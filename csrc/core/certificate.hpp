@@ -34,7 +34,8 @@ struct Progress {
   double remainder = 0;  // latest ||A||^2 - captured
   double cut = 0;        // upper end of the interval that the next filter damps, 0: plain power
   double slope = 0;      // 2 / cut, 0 where cut is
-  int64_t iterations = 0;  // multiplications by G so far
+  int64_t iterations = 0;  // multiplications by G so far; SPECTRAL: products of n x n matrices
+  int64_t projected = 0;   // SPECTRAL: columns of the basis that came from the projector
   int needed = 1;          // degree that the next filter needs
   int reach = 1;           // degree that it may have
   bool half = true;        // products may round their operands to bfloat16

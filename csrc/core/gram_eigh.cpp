@@ -24,7 +24,7 @@ void gram_eigh(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, co
   la.small_eigh(g, w, lambda);
   la.copy(w.first_columns(p.rank), out.right);
   la.forward(out.right, out.left, Precision::kFull);
-  la.squared_norm(out.left, captured);
+  la.dot(out.left, out.left, captured);
   la.judge_exact({lambda, captured, p.norm2, out.progress, p.rank, n, kGramError * p.tolerance.eps, p.tolerance});
 }
 

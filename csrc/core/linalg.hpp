@@ -1,8 +1,10 @@
 // What the driver asks of a device. Two implementations: python/linalg_aten.cpp (CPU, ATen through the dispatcher) and
-// csrc/cuda/linalg_cuda.cu (cuBLAS and our kernels). Blocks and the arrays of RitzStep and ExactStep lie in the
+// csrc/cuda/linalg_cuda.cpp (cuBLAS and our kernels). Blocks and the arrays of RitzStep and ExactStep lie in the
 // implementation's memory; only `read`, `diagonal` and dense solvers may wait for a device.
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/block.hpp"
@@ -14,6 +16,7 @@ namespace laser {
 enum class Precision {
   kFull,  // as good as products in T
   kHalf,  // operands may be rounded to bfloat16; sums are float32
+  kPair,  // operands may be rounded to the sum of two bfloat16 numbers: 16 significant bits
 };
 
 template <typename T>
@@ -23,8 +26,10 @@ class Linalg {
 
   // The calls that follow are about these matrices of the batch, ascending; a new object is about all of them.
   virtual void select(const std::vector<int64_t>& matrices) = 0;
+  // An object like this one for matrix b alone, which is its matrix 0.
+  virtual std::unique_ptr<Linalg> only(int64_t b) = 0;
 
-  // --- products with the weights A (m, n), m >= n, that the object was made for
+  // --- products with the weights A (m, n), m >= n, that the object was made for; kFull or kHalf
   virtual void forward(Block<const T> q, Block<T> y, Precision precision) = 0;   // y = A q
   virtual void backward(Block<const T> y, Block<T> x, Precision precision) = 0;  // x = A^T y
   virtual void weight_gram(Block<T> g) = 0;                                      // g = A^T A, exactly symmetric
@@ -35,6 +40,21 @@ class Linalg {
   virtual void gram(Block<const T> a, Block<T> g) = 0;                        // g = a^T a, exactly symmetric
   virtual void round(Block<const T> from, Block<BFloat16> to) = 0;
   virtual void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) = 0;  // Precision::kHalf
+  // c = a b with both operands rounded; double blocks are multiplied in full. A CPU gains nothing by it and rounds only
+  // to show what a GPU would compute.
+  virtual void multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) = 0;
+
+  // --- square matrices, and sums of blocks
+  // out[b] = scale[b] x[b] + shift[b] I; scale and shift on the host. out may be x.
+  virtual void affine(Block<const T> x, const double* scale, const double* shift, Block<T> out) = 0;
+  virtual void add(double alpha, Block<const T> x, double beta, Block<T> y) = 0;  // y <- alpha x + beta y
+  // x <- alpha (y + y^T) + beta x, exactly symmetric where x was.
+  virtual void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) = 0;
+  // s = L L^T, w = L^-1, lower triangular with zeros above. failed[b] = 0 where every pivot was well above rounding in
+  // s, whose diagonal should be about 1 or larger; else w[b] is undefined.
+  virtual void inverse_factor(Block<const T> s, Block<T> w, double* failed) = 0;
+  virtual void dot(Block<const T> x, Block<const T> y, double* out) = 0;  // out[b] = <x[b], y[b]>, in float64
+  virtual void trace(Block<const T> x, double* out) = 0;
 
   // --- columns
   // q(i, j) = the integer of philox.hpp for (seed, keys[b], i, j); keys on the host, one per matrix of the batch.
@@ -49,8 +69,6 @@ class Linalg {
   virtual void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) = 0;
   // out[b, j] = ||x(:, j) - theta[b, j] z(:, j)||^2.
   virtual void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) = 0;
-  // out[b] = sum of squares of x[b], accumulated in float64.
-  virtual void squared_norm(Block<const T> x, double* out) = 0;
 
   // --- small dense problems
   // Symmetric eigenproblem, values descending: h w = w diag(theta), theta (count, l).
@@ -64,8 +82,15 @@ class Linalg {
   // --- certificates (certificate.hpp)
   virtual void judge(const RitzStep& step) = 0;
   virtual void judge_exact(const ExactStep& step) = 0;
-  // Progress of the whole batch, brought to the host.
-  virtual void read(const Progress* progress, std::vector<Progress>& host) = 0;
+
+  // --- between the implementation's memory and the host's
+  virtual void fetch(const void* from, void* host, size_t bytes) = 0;
+  virtual void send(const void* host, void* to, size_t bytes) = 0;
+  // As many as `host` has room for.
+  template <typename E>
+  void read(const E* from, std::vector<E>& host) {
+    fetch(from, host.data(), host.size() * sizeof(E));
+  }
 };
 
 }  // namespace laser

@@ -39,11 +39,11 @@ struct Workspace {
   Block<T> q, z, x;         // (count, n, l)
   Block<T> y, u;            // (count, m, l); u only where not p.gram
   Block<T> h, w;            // (count, l, l)
-  Block<T> g;               // (count, n, n), only where p.gram
+  Block<T> g;               // (count, n, n), only where p.gram; the caller's, or formed here
   Block<BFloat16> rounded;  // (count, n, n): g so, only where p.half too
   int64_t elements;
 
-  Workspace(const SvdProblem& p, T* base) {
+  Workspace(const SvdProblem& p, Block<T> given, T* base) {
     const int64_t count = p.count, m = p.rows, n = p.cols, l = p.block;
     T* next = base;
     const auto take = [&](int64_t rows, int64_t cols) {
@@ -58,7 +58,7 @@ struct Workspace {
     u = take(p.gram ? 0 : m, l);
     h = take(l, l);
     w = take(l, l);
-    g = p.gram ? take(n, n) : Block<T>{};
+    g = given.data || !p.gram ? given : take(n, n);
     rounded = Block<BFloat16>::dense(reinterpret_cast<BFloat16*>(next), count, n, n);
     next += p.gram && p.half ? (count * n * n + 1) / 2 : 0;  // two in the place of a float
     elements = next - base;
@@ -71,15 +71,17 @@ struct Iteration {
   Linalg<T>& la;
   const SvdProblem& p;
   Workspace<T> ws;
+  bool formed;                       // g is
   double *theta, *residual2, *loss;  // (count, l)
   const SvdResult<T>& out;
   Precision precision;     // of products whose rounding the certificate can see
   int64_t multiplies = 0;  // by G
 
-  Iteration(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out)
+  Iteration(Linalg<T>& la, const SvdProblem& p, Block<T> given, const Scratch<T>& scratch, const SvdResult<T>& out)
       : la(la),
         p(p),
-        ws(p, scratch.elements),
+        ws(p, given, scratch.elements),
+        formed(given.data != nullptr),
         theta(scratch.doubles),
         residual2(theta + p.count * p.block),
         loss(residual2 + p.count * p.block),
@@ -106,11 +108,11 @@ struct Iteration {
 
   // q <- orth(G^k sketch)
   void start() {
-    if (p.gram) {
+    if (p.gram && !formed) {
       la.weight_gram(ws.g);
-      if (p.half) {
-        la.round(ws.g, ws.rounded);
-      }
+    }
+    if (p.gram && p.half) {
+      la.round(ws.g, ws.rounded);
     }
     la.sketch(ws.q, p.seed, p.keys);
     if (p.block == p.cols) {  // the whole space: nothing to iterate
@@ -174,10 +176,10 @@ struct Iteration {
   // right = the leading Ritz vectors and left = A right, of the selected matrices.
   void harvest() {
     la.copy(ws.z.first_columns(p.rank), out.right);
-    if (p.gram) {
-      la.forward(out.right, out.left, Precision::kFull);
-    } else {
+    if (!p.gram) {
       la.copy(ws.u.first_columns(p.rank), out.left);
+    } else if (!formed) {
+      la.forward(out.right, out.left, Precision::kFull);
     }
   }
 
@@ -239,18 +241,27 @@ struct Iteration {
 
 template <typename T>
 ScratchSize randomized_scratch(const SvdProblem& p) {
-  return {Workspace<T>(p, nullptr).elements, 3 * p.count * p.block};
+  return {Workspace<T>(p, {}, nullptr).elements, 3 * p.count * p.block};
 }
 
 template <typename T>
-void randomized(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out) {
-  Iteration<T> iteration(la, p, scratch, out);
+void randomized_on(Linalg<T>& la, const SvdProblem& p, Block<T> g, const Scratch<T>& scratch, const SvdResult<T>& out) {
+  Iteration<T> iteration(la, p, g, scratch, out);
   iteration.start();
   p.tolerance.tol < 0 ? iteration.run_blind() : iteration.run();
 }
 
+template <typename T>
+void randomized(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out) {
+  randomized_on(la, p, {}, scratch, out);
+}
+
 template ScratchSize randomized_scratch<float>(const SvdProblem&);
 template ScratchSize randomized_scratch<double>(const SvdProblem&);
+template void randomized_on(Linalg<float>&, const SvdProblem&, Block<float>, const Scratch<float>&,
+                            const SvdResult<float>&);
+template void randomized_on(Linalg<double>&, const SvdProblem&, Block<double>, const Scratch<double>&,
+                            const SvdResult<double>&);
 template void randomized(Linalg<float>&, const SvdProblem&, const Scratch<float>&, const SvdResult<float>&);
 template void randomized(Linalg<double>&, const SvdProblem&, const Scratch<double>&, const SvdResult<double>&);
 

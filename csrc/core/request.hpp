@@ -10,7 +10,7 @@
 
 namespace laser {
 
-enum class RouteKind { kRandomized, kGramEigh, kFullSvd };
+enum class RouteKind { kRandomized, kSpectral, kGramEigh, kFullSvd };
 
 struct Request {
   RouteKind route;
@@ -18,7 +18,7 @@ struct Request {
   int64_t block;  // RANDOMIZED: columns of the basis
   bool gram;      // RANDOMIZED: iterate on A^T A
   bool wide;      // float64 instead of float32
-  bool half;      // RANDOMIZED, not wide: early products with operands rounded to bfloat16
+  bool half;      // RANDOMIZED and SPECTRAL, not wide: early products with operands rounded to bfloat16
   double tol;     // negative: none
   int64_t max_iter;
   uint64_t seed;
@@ -34,6 +34,7 @@ struct Certificate {
   double residual;   // ||A - A_r||_F as written
   double bound;      // excess bound
   double iterations;
+  double projected;  // SPECTRAL: singular vectors that the projector held; the others came from the top-up
 };
 constexpr int64_t kCertificateColumns = sizeof(Certificate) / sizeof(double);
 
@@ -63,7 +64,7 @@ LASER_HOST_DEVICE inline double input_eps(Dtype dtype) {
 LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double norm2, int exponent, int64_t rows,
                                                     int64_t cols, double eps, double tol) {
   const double unit = ldexp(1.0, exponent), optimal = sqrt(p.remainder) * unit, norm = sqrt(norm2) * unit;
-  Certificate c{double(int(p.status)), norm, optimal, optimal, p.bound, double(p.iterations)};
+  Certificate c{double(int(p.status)), norm, optimal, optimal, p.bound, double(p.iterations), double(p.projected)};
   // Rounding of the result is random, so it meets the residual in about one of its m n directions.
   if (p.bound > 0 && optimal > 0) {
     const double rounding = kRounding * eps * norm / (optimal * sqrt(double(rows) * double(cols)));

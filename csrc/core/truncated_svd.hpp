@@ -1,4 +1,4 @@
-// The routes RANDOMIZED and GRAM_EIGH: a rank-r subspace of each matrix of a batch, with its
+// The routes RANDOMIZED, SPECTRAL and GRAM_EIGH: a rank-r subspace of each matrix of a batch, with its
 // certificate.
 #pragma once
 #include <cstdint>
@@ -15,7 +15,7 @@ struct SvdProblem {
   int64_t rank;
   int64_t block;       // l = r + p <= n, columns of the basis
   bool gram;           // iterate on G = A^T A, formed once, instead of A and A^T
-  bool half;           // RANDOMIZED: filters may multiply operands rounded to bfloat16
+  bool half;           // RANDOMIZED: filters may multiply operands rounded to bfloat16; SPECTRAL: the projector's steps
   int64_t look_every;  // multiplications between two Rayleigh-Ritz steps, at least
   int64_t max_iter;    // multiplications by G at most
   Tolerance tolerance;
@@ -23,7 +23,7 @@ struct SvdProblem {
   const int64_t* keys;  // count, on the host
 };
 
-// A_r = left right^T: right (count, n, r) orthonormal, left = A right (count, m, r), columns nearly
+// A_r = left right^T: right (count, n, r) orthonormal, left = A right (count, m, r); but for SPECTRAL, columns nearly
 // orthogonal with norms sigma_i, descending. Nothing in here is judged useful where progress's status says
 // otherwise.
 template <typename T>
@@ -43,11 +43,19 @@ struct Scratch {
 };
 template <typename T>
 ScratchSize randomized_scratch(const SvdProblem& p);
+template <typename T>
+ScratchSize spectral_scratch(const SvdProblem& p);
 ScratchSize gram_eigh_scratch(const SvdProblem& p);
 ScratchSize factors_scratch(int64_t count, int64_t rows, int64_t rank);
 
 template <typename T>
 void randomized(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out);
+template <typename T>
+void spectral(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out);
+// RANDOMIZED on a positive semidefinite g (count, n, n) that stands for A^T A, whose trace is p.norm2; p.rows = p.cols
+// = n, p.gram. out.left is not written. The Ritz values of the block are left in scratch.doubles (count, l).
+template <typename T>
+void randomized_on(Linalg<T>& la, const SvdProblem& p, Block<T> g, const Scratch<T>& scratch, const SvdResult<T>& out);
 template <typename T>
 void gram_eigh(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out);
 

@@ -1,4 +1,4 @@
-// The elementwise steps of the filter: column norms, the Chebyshev recurrence, sums of squares.
+// The elementwise steps of the filter: column norms, the Chebyshev recurrence.
 // Blocks are row-major.
 #include <algorithm>
 #include <cmath>
@@ -85,28 +85,11 @@ void chebyshev(Block<const T> x, Block<const T> z, double slope, int factor, Blo
   }
 }
 
-template <typename T>
-LASER_SIMD double squared_norm(const T* x, int64_t n) {
-  double sum[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    for (int k = 0; k < 8; ++k) {
-      sum[k] += double(x[i + k]) * double(x[i + k]);
-    }
-  }
-  for (; i < n; ++i) {
-    sum[0] += double(x[i]) * double(x[i]);
-  }
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
 template void normalize_columns(Block<float>);
 template void normalize_columns(Block<double>);
 template void ritz_residuals(Block<const float>, Block<const float>, const double*, double*);
 template void ritz_residuals(Block<const double>, Block<const double>, const double*, double*);
 template void chebyshev(Block<const float>, Block<const float>, double, int, Block<float>);
 template void chebyshev(Block<const double>, Block<const double>, double, int, Block<double>);
-template double squared_norm(const float*, int64_t);
-template double squared_norm(const double*, int64_t);
 
 }  // namespace laser::cpu

@@ -55,6 +55,14 @@ template <typename T>
 Residual store(Block<const T> tile, int exponent, const Weight& a, int64_t b, int64_t first, const Weight& out);
 
 template <typename T>
-double squared_norm(const T* x, int64_t n);
+double dot(const T* x, const T* y, int64_t n);
+
+// Linalg::affine, add and add_symmetric for one matrix, row-major.
+template <typename T>
+void affine(Block<const T> x, double scale, double shift, Block<T> out);
+template <typename T>
+void add(double alpha, Block<const T> x, double beta, Block<T> y);
+template <typename T>
+void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x);
 
 }  // namespace laser::cpu

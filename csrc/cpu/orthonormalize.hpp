@@ -49,7 +49,7 @@ bool any(const std::vector<int>& failed, Block<T> gram) {
 // shifted; `failed` tells which could not be helped.
 template <typename Tools, typename T>
 bool shifted_cholesky(Tools& tools, Block<T> gram, Block<T> factor, std::vector<int>& failed) {
-  tools.cholesky(gram, factor, failed.data());
+  tools.template cholesky<T>(gram, factor, failed.data());
   double shift = kFirstShift * std::numeric_limits<T>::epsilon() * std::sqrt(double(gram.cols));
   bool shifted = false;
   for (int attempt = 0; attempt < kShiftTries && any(failed, gram); ++attempt, shift *= kShiftGrowth) {
@@ -59,7 +59,7 @@ bool shifted_cholesky(Tools& tools, Block<T> gram, Block<T> factor, std::vector<
         gram.at(b, i, i) += T(shift);
       }
     }
-    tools.cholesky(gram, factor, failed.data());
+    tools.template cholesky<T>(gram, factor, failed.data());
   }
   return shifted;
 }

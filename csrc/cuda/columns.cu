@@ -60,12 +60,12 @@ cudaError_t ritz_residuals(Block<const T> x, Block<const T> z, const double* the
 
 template <typename T>
 cudaError_t column_norms2(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream) {
-  return sums_per_column(SquareTerm<T>{x}, x.rows, x.cols, out, partial, sel, stream);
+  return sums_per_column(ProductTerm<T>{x, x}, x.rows, x.cols, out, partial, sel, stream);
 }
 
 template <typename T>
-cudaError_t squared_norm(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream) {
-  const cudaError_t status = column_sums(SquareTerm<T>{x}, x.rows, x.cols, partial, sel, stream);
+cudaError_t dot(Block<const T> x, Block<const T> y, double* out, double* partial, Selection sel, cudaStream_t stream) {
+  const cudaError_t status = column_sums(ProductTerm<T>{x, y}, x.rows, x.cols, partial, sel, stream);
   return status != cudaSuccess ? status
                                : launch(add_all_kernel, dim3(sel.count), dim3(256), 0, stream, partial,
                                         parts(x.rows, kSumRows) * x.cols, out, sel);
@@ -102,7 +102,7 @@ cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream
   template cudaError_t ritz_residuals(Block<const T>, Block<const T>, const double*, double*, double*, Selection, \
                                       cudaStream_t);                                                              \
   template cudaError_t column_norms2(Block<const T>, double*, double*, Selection, cudaStream_t);                  \
-  template cudaError_t squared_norm(Block<const T>, double*, double*, Selection, cudaStream_t);                   \
+  template cudaError_t dot(Block<const T>, Block<const T>, double*, double*, Selection, cudaStream_t);            \
   template cudaError_t diagonal(Block<const T>, Block<T>, double*, int*, Selection, cudaStream_t);                \
   template cudaError_t widen_row(Block<const T>, double*, Selection, cudaStream_t);                               \
   template cudaError_t column_signs(Block<const T>, double*, Selection, cudaStream_t);                            \

@@ -111,12 +111,11 @@ struct ResidualTerm {
 };
 
 template <typename T>
-struct SquareTerm {
-  Block<const T> x;
+struct ProductTerm {
+  Block<const T> x, y;
 
   __device__ double operator()(int64_t b, int64_t i, int64_t j) const {
-    const double v = double(x.at(b, i, j));
-    return v * v;
+    return double(x.at(b, i, j)) * double(y.at(b, i, j));
   }
 };
 

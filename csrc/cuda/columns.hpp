@@ -39,9 +39,9 @@ cudaError_t ritz_residuals(Block<const T> x, Block<const T> z, const double* the
 template <typename T>
 cudaError_t column_norms2(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream);
 
-// out[b] = sum of squares of x[b].
+// out[b] = <x[b], y[b]>.
 template <typename T>
-cudaError_t squared_norm(Block<const T> x, double* out, double* partial, Selection sel, cudaStream_t stream);
+cudaError_t dot(Block<const T> x, Block<const T> y, double* out, double* partial, Selection sel, cudaStream_t stream);
 
 // Linalg::diagonal, per matrix: diagonal[b], sigma, and the signs of u's columns.
 template <typename T>

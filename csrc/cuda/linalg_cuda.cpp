@@ -1,6 +1,7 @@
 #include "cuda/linalg_cuda.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <type_traits>
 
 #include "cuda/columns.hpp"
@@ -9,12 +10,25 @@
 #include "cuda/orthonormalize.hpp"
 #include "cuda/sketch.hpp"
 #include "cuda/small_eigh.hpp"
+#include "cuda/squares.hpp"
 
 namespace laser {
 namespace {
 
 // bfloat16 slices of a float32 operand: three hold its 24 significant bits.
 constexpr int kAllSlices = 3;
+
+// Matrices up to this side are factored by our kernels, larger ones by halves: there cuBLAS does most of the work.
+constexpr int64_t kSmallest = 256;
+
+// The upper left part of what factor_halves divides: a multiple of kSmallest, half of n or a little more.
+int64_t half_of(int64_t n) { return n <= kSmallest ? 0 : (n / 2 + kSmallest - 1) / kSmallest * kSmallest; }
+
+// Scratch of inverse_factor for one matrix: a copy, the largest L21, and the smallest block's.
+int64_t factor_elements(int64_t n) {
+  const int64_t half = half_of(n), small = std::min(n, kSmallest);
+  return n * n + half * half + small * small;
+}
 
 }  // namespace
 
@@ -30,6 +44,8 @@ LinalgCuda<T>::LinalgCuda(const CudaContext& context, int64_t count, const Opera
       defect_(context, count),
       diagonal_(context, count) {
   batch_ = {true, count, {nullptr, int(count)}, addresses_.get()};
+  selected_.resize(count);
+  std::iota(selected_.begin(), selected_.end(), 0);
 }
 
 template <typename T>
@@ -49,6 +65,13 @@ int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
          8 * normalize_partials(rows, block, 1);
 }
 
+// Two slices of two operands; what inverse_factor takes.
+template <typename T>
+int64_t linalg_cuda_square_bytes(int64_t n) {
+  const int64_t slices = std::is_same_v<T, float> ? 4 * n * n * int64_t(sizeof(BFloat16)) : 0;
+  return slices + factor_elements(n) * int64_t(sizeof(T));
+}
+
 template <typename T>
 void LinalgCuda<T>::select(const std::vector<int64_t>& matrices) {
   const std::vector<int> index(matrices.begin(), matrices.end());
@@ -56,7 +79,14 @@ void LinalgCuda<T>::select(const std::vector<int64_t>& matrices) {
   laser::check(
       cudaMemcpyAsync(index_.get(), index.data(), index.size() * sizeof(int), cudaMemcpyHostToDevice, context_.stream),
       "select", count, 0, 0);
+  selected_ = matrices;
   batch_ = {count == count_, count, {count == count_ ? nullptr : index_.get(), count}, addresses_.get()};
+}
+
+template <typename T>
+std::unique_ptr<Linalg<T>> LinalgCuda<T>::only(int64_t b) {
+  return std::make_unique<LinalgCuda>(
+      context_, 1, Operand<T>{operand_.weight.matrix(b), operand_.rounded.matrix(b), operand_.exact});
 }
 
 template <typename T>
@@ -130,6 +160,117 @@ void LinalgCuda<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Blo
 }
 
 template <typename T>
+Block<const BFloat16> LinalgCuda<T>::sliced(Block<const T> x, int slices, BFloat16* data) {
+  const bool by_rows = x.col_stride == 1;
+  const Block<const T> base = by_rows ? x : x.transposed();
+  const Block<BFloat16> first = Block<BFloat16>::dense(data, base.count, base.rows, base.cols);
+  check(slice(base, first, slices, x.count * x.rows * x.cols, batch_.selection, context_.stream), "slice", x.count,
+        x.rows, x.cols);
+  return by_rows ? first : first.transposed();
+}
+
+// c = a_0 b_0 + a_0 b_1 + a_1 b_0, of which kHalf takes the first.
+template <typename T>
+void LinalgCuda<T>::multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (precision != Precision::kFull) {
+      const int slices = precision == Precision::kHalf ? 1 : 2;
+      const int64_t part_a = a.count * a.rows * a.cols, part_b = b.count * b.rows * b.cols;
+      const bool same = a.data == b.data && part_a == part_b;
+      BFloat16* data = room(context_, slices_, slices * (part_a + (same ? 0 : part_b)));
+      const Block<const BFloat16> a0 = sliced(a, slices, data);
+      Block<const BFloat16> b0 = a0;
+      if (!same) {
+        b0 = sliced(b, slices, data + slices * part_a);
+      } else if (a.col_stride != b.col_stride) {
+        b0 = a0.transposed();
+      }
+      laser::multiply<BFloat16, float>(context_, a0, b0, c, 0.0f, batch_);
+      if (slices == 2) {
+        Block<const BFloat16> a1 = a0, b1 = b0;
+        a1.data += part_a;
+        b1.data += part_b;
+        laser::multiply<BFloat16, float>(context_, a0, b1, c, 1.0f, batch_);
+        laser::multiply<BFloat16, float>(context_, a1, b0, c, 1.0f, batch_);
+      }
+      return;
+    }
+  }
+  multiply(a, b, c);
+}
+
+template <typename T>
+void LinalgCuda<T>::affine(Block<const T> x, const double* scale, const double* shift, Block<T> out) {
+  for (int64_t b : selected_) {
+    check(laser::affine<T>(x.matrix(b), scale[b], shift[b], out.matrix(b), Selection{nullptr, 1}, context_.stream),
+          "affine", 1, x.rows, x.cols);
+  }
+}
+
+template <typename T>
+void LinalgCuda<T>::add(double alpha, Block<const T> x, double beta, Block<T> y) {
+  check(laser::add(alpha, x, beta, y, batch_.selection, context_.stream), "add", x.count, x.rows, x.cols);
+}
+
+template <typename T>
+void LinalgCuda<T>::add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) {
+  check(laser::add_symmetric(alpha, y, beta, x, batch_.selection, context_.stream), "add_symmetric", x.count, x.rows,
+        x.cols);
+}
+
+//      +-----+-----+
+//      | L11 |     |     W11 = L11^-1;  L21 = S21 W11^T;  W22 = L22^-1, L22 L22^T = S22 - L21 L21^T;
+//      +-----+-----+     W21 = -W22 (L21 W11)
+//      | L21 | L22 |
+//      +-----+-----+
+template <typename T>
+void LinalgCuda<T>::factor_halves(Block<T> s, Block<T> w, Block<T> side, Block<T> work) {
+  const int64_t n = s.rows;
+  if (n <= kSmallest) {
+    check(factor_inverse<T>(s, work.corner(0, 0, n, n), w, deviation_.get(), shifted_.get(), batch_.selection,
+                            context_.stream),
+          "inverse_factor", s.count, n, n);
+    return;
+  }
+  const int64_t half = half_of(n), rest = n - half;
+  const Block<T> s21 = s.corner(half, 0, rest, half), s22 = s.corner(half, half, rest, rest);
+  const Block<T> w11 = w.corner(0, 0, half, half), w22 = w.corner(half, half, rest, rest);
+  const Block<T> l21 = side.corner(0, 0, rest, half);
+  factor_halves(s.corner(0, 0, half, half), w11, side, work);
+  multiply(s21, w11.transposed(), l21);
+  laser::multiply<T, T>(context_, l21, l21.transposed(), s22, T(1), batch_, T(-1));
+  multiply(l21, w11, s21);
+  factor_halves(s22, w22, side, work);
+  laser::multiply<T, T>(context_, w22, s21, w.corner(half, 0, rest, half), T(0), batch_, T(-1));
+}
+
+template <typename T>
+void LinalgCuda<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed) {
+  const int64_t n = s.rows, small = std::min(n, kSmallest), half = half_of(n);
+  T* data = room(context_, block_, s.count * factor_elements(n));
+  const Block<T> unit = Block<T>::dense(data, s.count, n, n);
+  const Block<T> side = Block<T>::dense(data + s.count * n * n, s.count, half, half);
+  const Block<T> work = Block<T>::dense(data + s.count * (n * n + half * half), s.count, small, small);
+  check(cudaMemsetAsync(shifted_.get(), 0, size_t(count_) * sizeof(int), context_.stream), "inverse_factor", s.count, n,
+        n);
+  check(equilibrate(s, unit, w, shifted_.get(), failed, batch_.selection, context_.stream), "inverse_factor", s.count,
+        n, n);
+  factor_halves(unit, w, side, work);
+  check(restore(s, w, shifted_.get(), failed, batch_.selection, context_.stream), "inverse_factor", s.count, n, n);
+}
+
+template <typename T>
+void LinalgCuda<T>::dot(Block<const T> x, Block<const T> y, double* out) {
+  double* partial = room(context_, partials_, column_partials(x.rows, x.cols, x.count));
+  check(laser::dot(x, y, out, partial, batch_.selection, context_.stream), "dot", x.count, x.rows, x.cols);
+}
+
+template <typename T>
+void LinalgCuda<T>::trace(Block<const T> x, double* out) {
+  check(laser::trace(x, out, batch_.selection, context_.stream), "trace", x.count, x.rows, x.cols);
+}
+
+template <typename T>
 void LinalgCuda<T>::sketch(Block<T> q, uint64_t seed, const int64_t* keys) {
   check(laser::sketch(q, seed, keys, context_.stream), "sketch", q.count, q.rows, q.cols);
 }
@@ -168,13 +309,6 @@ void LinalgCuda<T>::ritz_residuals(Block<const T> x, Block<const T> z, const dou
   double* partial = room(context_, partials_, column_partials(x.rows, x.cols, x.count));
   check(laser::ritz_residuals(x, z, theta, out, partial, batch_.selection, context_.stream), "ritz_residuals", x.count,
         x.rows, x.cols);
-}
-
-template <typename T>
-void LinalgCuda<T>::squared_norm(Block<const T> x, double* out) {
-  double* partial = room(context_, partials_, column_partials(x.rows, x.cols, x.count));
-  check(laser::squared_norm(x, out, partial, batch_.selection, context_.stream), "squared_norm", x.count, x.rows,
-        x.cols);
 }
 
 template <typename T>
@@ -222,15 +356,22 @@ void LinalgCuda<T>::judge_exact(const ExactStep& step) {
 }
 
 template <typename T>
-void LinalgCuda<T>::read(const Progress* progress, std::vector<Progress>& host) {
-  check(cudaMemcpyAsync(host.data(), progress, host.size() * sizeof(Progress), cudaMemcpyDeviceToHost, context_.stream),
-        "read", count_, 0, 0);
-  check(cudaStreamSynchronize(context_.stream), "read", count_, 0, 0);
+void LinalgCuda<T>::fetch(const void* from, void* host, size_t bytes) {
+  check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, context_.stream), "fetch", count_, 0, 0);
+  check(cudaStreamSynchronize(context_.stream), "fetch", count_, 0, 0);
+}
+
+template <typename T>
+void LinalgCuda<T>::send(const void* host, void* to, size_t bytes) {
+  check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, context_.stream), "send", count_, 0, 0);
+  check(cudaStreamSynchronize(context_.stream), "send", count_, 0, 0);
 }
 
 template class LinalgCuda<float>;
 template class LinalgCuda<double>;
 template int64_t linalg_cuda_bytes<float>(int64_t, int64_t);
 template int64_t linalg_cuda_bytes<double>(int64_t, int64_t);
+template int64_t linalg_cuda_square_bytes<float>(int64_t);
+template int64_t linalg_cuda_square_bytes<double>(int64_t);
 
 }  // namespace laser

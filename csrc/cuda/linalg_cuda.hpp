@@ -1,7 +1,8 @@
 // The driver's interface (core/linalg.hpp) on an NVIDIA GPU: products by cuBLAS, dense eigenproblems too large for a
 // block's shared memory by the context's solver, the rest by our kernels. Everything is enqueued on one stream; only
-// read, diagonal and the dense solvers wait for it.
+// fetch, send, diagonal and the dense solvers wait for it.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "core/linalg.hpp"
@@ -26,6 +27,7 @@ class LinalgCuda final : public Linalg<T> {
   LinalgCuda(const CudaContext& context, int64_t count, const Operand<T>& operand = {});
 
   void select(const std::vector<int64_t>& matrices) override;
+  std::unique_ptr<Linalg<T>> only(int64_t b) override;
   void forward(Block<const T> q, Block<T> y, Precision precision) override;
   void backward(Block<const T> y, Block<T> x, Precision precision) override;
   void weight_gram(Block<T> g) override;
@@ -34,17 +36,24 @@ class LinalgCuda final : public Linalg<T> {
   void gram(Block<const T> a, Block<T> g) override;
   void round(Block<const T> from, Block<BFloat16> to) override;
   void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) override;
+  void multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) override;
+  void affine(Block<const T> x, const double* scale, const double* shift, Block<T> out) override;
+  void add(double alpha, Block<const T> x, double beta, Block<T> y) override;
+  void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) override;
+  void inverse_factor(Block<const T> s, Block<T> w, double* failed) override;
+  void dot(Block<const T> x, Block<const T> y, double* out) override;
+  void trace(Block<const T> x, double* out) override;
   void sketch(Block<T> q, uint64_t seed, const int64_t* keys) override;
   void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) override;
   void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) override;
   void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) override;
-  void squared_norm(Block<const T> x, double* out) override;
   void small_eigh(Block<const T> h, Block<T> w, double* theta) override;
   void small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) override;
   bool diagonal(Block<const T> m, Block<T> u, double* sigma) override;
   void judge(const RitzStep& step) override;
   void judge_exact(const ExactStep& step) override;
-  void read(const Progress* progress, std::vector<Progress>& host) override;
+  void fetch(const void* from, void* host, size_t bytes) override;
+  void send(const void* host, void* to, size_t bytes) override;
 
   const Batch& batch() const { return batch_; }
 
@@ -54,6 +63,10 @@ class LinalgCuda final : public Linalg<T> {
   static E* room(const CudaContext& context, DeviceArray<E>& scratch, int64_t n);
   // c = a b where a is in bfloat16 and b is cut into `slices` of it.
   void multiply_sliced(Block<const BFloat16> a, Block<const T> b, Block<T> c, int slices);
+  // The first of x's slices, dense in x's orientation, at data; the k-th is k x.count x.rows x.cols further on.
+  Block<const BFloat16> sliced(Block<const T> x, int slices, BFloat16* data);
+  // w = L^-1, s = L L^T, by halves; s is overwritten. side: scratch, (n/2, n/2); work: for the smallest blocks.
+  void factor_halves(Block<T> s, Block<T> w, Block<T> side, Block<T> work);
 
   const CudaContext& context_;
   Operand<T> operand_;
@@ -64,6 +77,7 @@ class LinalgCuda final : public Linalg<T> {
   DeviceArray<double> deviation_;                 // (count) of the last CholeskyQR pass
   DeviceArray<int> shifted_, defect_, diagonal_;  // (count)
   DeviceArray<double> partials_;
+  std::vector<int64_t> selected_;
   DeviceArray<BFloat16> slices_;
   DeviceArray<T> block_, values_;
 };
@@ -71,5 +85,8 @@ class LinalgCuda final : public Linalg<T> {
 // Bytes of scratch per matrix that an object takes beyond what the driver's own scratch counts.
 template <typename T>
 int64_t linalg_cuda_bytes(int64_t rows, int64_t block);
+// And beyond that where it multiplies and factors square matrices.
+template <typename T>
+int64_t linalg_cuda_square_bytes(int64_t n);
 
 }  // namespace laser

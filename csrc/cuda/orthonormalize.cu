@@ -13,9 +13,12 @@ cudaError_t normalize_columns(Block<T> x, Selection sel, double* partial, cudaSt
   return status != cudaSuccess ? status : elementwise(sel, x.rows, x.cols, Normalize<T>{x, norm2}, stream);
 }
 
+namespace {
+
+// keep: the flags of before, and nothing for the matrices that have failed.
 template <typename T>
-cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
-                             Selection sel, cudaStream_t stream) {
+cudaError_t tries(int count_of_tries, T least, bool keep, Block<const T> s, Block<T> work, Block<T> inverse,
+                  double* deviation, int* shifted, Selection sel, cudaStream_t stream) {
   const unsigned panels = unsigned((s.cols + kPanel<T> - 1) / kPanel<T>), count = unsigned(sel.count);
   if (count == 0 || panels == 0) {
     return cudaSuccess;
@@ -23,11 +26,12 @@ cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, 
   const dim3 threads(kPanelThreads);
   const unsigned beside = panels - 1;  // tiles below the diagonal of panel p, and left of it
   cudaError_t status = cudaSuccess;
-  for (int attempt = 0; attempt < 2 && status == cudaSuccess; ++attempt) {
-    status = launch(start_kernel<T>, dim3(count * panels), threads, 0, stream, s, work, inverse, panels, attempt,
+  for (int attempt = 0; attempt < count_of_tries && status == cudaSuccess; ++attempt) {
+    status = launch(start_kernel<T>, dim3(count * panels), threads, 0, stream, s, work, inverse, panels, attempt, least,
                     deviation, shifted, sel);
     if (attempt == 0 && status == cudaSuccess) {
-      status = launch(conclude_kernel<T>, dim3(count), threads, 0, stream, s, inverse, deviation, shifted, sel);
+      status =
+          launch(conclude_kernel<T>, dim3(count), threads, 0, stream, s, inverse, least, keep, deviation, shifted, sel);
     }
     for (unsigned p = 0; p < panels && status == cudaSuccess; ++p) {
       const unsigned below = (panels * (panels + 1) - (p + 1) * (p + 2)) / 2;  // tiles of the rows below
@@ -46,11 +50,29 @@ cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, 
   return status;
 }
 
+}  // namespace
+
+template <typename T>
+cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
+                             Selection sel, cudaStream_t stream) {
+  return tries(2, T(kDeadLength2), false, s, work, inverse, deviation, shifted, sel, stream);
+}
+
+template <typename T>
+cudaError_t factor_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
+                           Selection sel, cudaStream_t stream) {
+  return tries(1, T(0), true, s, work, inverse, deviation, shifted, sel, stream);
+}
+
 template cudaError_t normalize_columns(Block<float>, Selection, double*, cudaStream_t);
 template cudaError_t normalize_columns(Block<double>, Selection, double*, cudaStream_t);
 template cudaError_t cholesky_inverse(Block<const float>, Block<float>, Block<float>, double*, int*, Selection,
                                       cudaStream_t);
 template cudaError_t cholesky_inverse(Block<const double>, Block<double>, Block<double>, double*, int*, Selection,
                                       cudaStream_t);
+template cudaError_t factor_inverse(Block<const float>, Block<float>, Block<float>, double*, int*, Selection,
+                                    cudaStream_t);
+template cudaError_t factor_inverse(Block<const double>, Block<double>, Block<double>, double*, int*, Selection,
+                                    cudaStream_t);
 
 }  // namespace laser

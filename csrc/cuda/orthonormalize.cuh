@@ -131,11 +131,12 @@ __device__ __forceinline__ double rounding(const double* deviation, int64_t b, i
   return double(kEps<T>) * sqrt(deviation[b] * deviation[b] + double(l));
 }
 
-// Work's tiles on and left of the diagonal. In the first try also inverse's beside it, zero; ||S - I||_F of rows i0 ..
-// i0 + W - 1 then waits for conclude in inverse(i0, i0), and its square would not fit T's range.
+// Work's tiles on and left of the diagonal; columns with an entry below `least` there are dead. In the first try also
+// inverse's beside it, zero; ||S - I||_F of rows i0 .. i0 + W - 1 then waits for conclude in inverse(i0, i0), and its
+// square would not fit T's range.
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    start_kernel(Block<const T> s, Block<T> work, Block<T> inverse, unsigned panels, int attempt,
+    start_kernel(Block<const T> s, Block<T> work, Block<T> inverse, unsigned panels, int attempt, T least,
                  const double* deviation, const int* shifted, Selection sel) {
   constexpr int W = kPanel<T>, kWarps = kPanelThreads / kWarpSize, kRows = W / kWarps;
   __shared__ double scratch[kWarpSize];
@@ -149,11 +150,11 @@ __global__ void __launch_bounds__(kPanelThreads)
   bool dead_row[kRows];
   for (int r = 0; r < kRows; ++r) {
     const int64_t i = i0 + warp + kWarps * r;
-    dead_row[r] = i < l && s.at(b, i, i) < T(kDeadLength2);
+    dead_row[r] = i < l && s.at(b, i, i) < least;
   }
   double sum = 0;
   for (int64_t j = lane; j < (first || l < i0 + W ? l : i0 + W); j += kWarpSize) {
-    const bool dead_column = s.at(b, j, j) < T(kDeadLength2);
+    const bool dead_column = s.at(b, j, j) < least;
     for (int r = 0; r < kRows; ++r) {
       const int64_t i = i0 + warp + kWarps * r;
       if (i < l) {
@@ -178,20 +179,21 @@ __global__ void __launch_bounds__(kPanelThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kPanelThreads)
-    conclude_kernel(Block<const T> s, Block<const T> inverse, double* deviation, int* shifted, Selection sel) {
+    conclude_kernel(Block<const T> s, Block<const T> inverse, T least, bool keep, double* deviation, int* shifted,
+                    Selection sel) {
   __shared__ double scratch[kWarpSize];
   const int64_t b = sel[int(blockIdx.x)], l = s.cols;
   double sum = 0, dead = 0;
   for (int64_t i = threadIdx.x; i < l; i += kPanelThreads) {
     const double part = i % kPanel<T> == 0 ? double(inverse.at(b, i, i)) : 0.0;
     sum += part * part;
-    dead += s.at(b, i, i) < T(kDeadLength2) ? 1.0 : 0.0;
+    dead += s.at(b, i, i) < least ? 1.0 : 0.0;
   }
   sum = block_reduce(sum, Sum(), scratch);
   dead = block_reduce(dead, Sum(), scratch);
   if (threadIdx.x == 0) {
     deviation[b] = sqrt(sum);
-    shifted[b] = dead > 0 ? kRefilled : 0;
+    shifted[b] = (keep ? shifted[b] : 0) | (dead > 0 ? kRefilled : 0);
   }
 }
 

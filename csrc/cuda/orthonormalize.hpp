@@ -24,4 +24,10 @@ template <typename T>
 cudaError_t cholesky_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
                              Selection sel, cudaStream_t stream);
 
+// The same where s is a diagonal block of a larger matrix of unit diagonal, or what elimination left of one: no shift;
+// shifted[b] is set and never cleared, and where it is set inverse[b] is undefined.
+template <typename T>
+cudaError_t factor_inverse(Block<const T> s, Block<T> work, Block<T> inverse, double* deviation, int* shifted,
+                           Selection sel, cudaStream_t stream);
+
 }  // namespace laser

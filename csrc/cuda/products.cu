@@ -53,9 +53,10 @@ __global__ void addresses_kernel(const void* a, int64_t a_stride, const void* b,
 }  // namespace
 
 template <typename E, typename T>
-void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Block<T> c, T beta, const Batch& batch) {
+void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Block<T> c, T beta, const Batch& batch,
+              T alpha) {
   if (c.col_stride != 1) {
-    multiply<E, T>(context, b.transposed(), a.transposed(), c.transposed(), beta, batch);
+    multiply<E, T>(context, b.transposed(), a.transposed(), c.transposed(), beta, batch, alpha);
     return;
   }
   const Cublas& table = *context.cublas;
@@ -63,7 +64,6 @@ void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Bl
   const int64_t m = c.rows, n = c.cols, k = a.cols;
   const char* type = std::is_same_v<E, double> ? "float64" : std::is_same_v<E, float> ? "float32" : "bfloat16";
   const int compute = std::is_same_v<T, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
-  const T alpha = 1;
   const int64_t leading = c.row_stride < c.cols ? c.cols : c.row_stride;
   if (batch.all) {
     const int status =
@@ -86,11 +86,12 @@ void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Bl
   check(table, status, type, count, m, n, k);
 }
 
-template void multiply(const CudaContext&, Block<const float>, Block<const float>, Block<float>, float, const Batch&);
+template void multiply(const CudaContext&, Block<const float>, Block<const float>, Block<float>, float, const Batch&,
+                       float);
 template void multiply(const CudaContext&, Block<const double>, Block<const double>, Block<double>, double,
-                       const Batch&);
+                       const Batch&, double);
 template void multiply(const CudaContext&, Block<const BFloat16>, Block<const BFloat16>, Block<float>, float,
-                       const Batch&);
+                       const Batch&, float);
 
 ExactMath::ExactMath(const CudaContext& context) : context_(context) {
   context.cublas->GetMathMode(context.cublas_handle, &before_);

@@ -15,10 +15,11 @@ struct Batch {
   void** addresses;     // scratch in device memory, 3 count pointers, where not all
 };
 
-// c = a b + beta c. (E, T) = (float, float), (double, double) or (BFloat16, float); sums are T. Each block has one unit
-// stride.
+// c = alpha a b + beta c. (E, T) = (float, float), (double, double) or (BFloat16, float); sums are T. Each block has
+// one unit stride.
 template <typename E, typename T>
-void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Block<T> c, T beta, const Batch& batch);
+void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Block<T> c, T beta, const Batch& batch,
+              T alpha = T(1));
 
 // While it lives, float32 products of the context's handle are float32 (no TF32), and split sums are not rounded.
 class ExactMath {

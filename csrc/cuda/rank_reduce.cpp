@@ -84,7 +84,8 @@ struct Loaded {
       operand.rounded = oriented<const BFloat16>(call, {data, count, w.rows, w.cols, w.stride, w.row_stride, 1});
       return;
     }
-    if (half_exact || (std::is_same_v<T, float> && call.request.half)) {
+    const bool multiplied = call.request.half && call.request.route == RouteKind::kRandomized;
+    if (half_exact || (std::is_same_v<T, float> && multiplied)) {
       rounded = DeviceArray<BFloat16>(call.context, elements);
       const Block<BFloat16> to = Block<BFloat16>::dense(rounded.get(), count, w.rows, w.cols);
       check(load(w, first, call.prepared, to, call.context.stream), "load", count, w.rows, w.cols);
@@ -210,6 +211,8 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
       full_svd(call, problem, la, loaded.operand, first, result);
     } else if (request.route == RouteKind::kGramEigh) {
       with_scratch(gram_eigh_scratch(problem), gram_eigh<T>);
+    } else if (request.route == RouteKind::kSpectral) {
+      with_scratch(spectral_scratch<T>(problem), spectral<T>);
     } else {
       with_scratch(randomized_scratch<T>(problem), randomized<T>);
     }
@@ -255,6 +258,9 @@ int64_t bytes_of_one(const Call& call) {
   } else if (call.request.route == RouteKind::kGramEigh) {
     scratch = gram_eigh_scratch(one);
     scratch.elements *= 2;  // the eigensolver's own
+  } else if (call.request.route == RouteKind::kSpectral) {
+    scratch = spectral_scratch<T>(one);
+    bytes += linalg_cuda_square_bytes<T>(n);
   }
   bytes += scratch.elements * int64_t(sizeof(T)) + scratch.doubles * 8 + linalg_cuda_bytes<T>(m, l);
   return bytes;

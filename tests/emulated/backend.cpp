@@ -192,8 +192,8 @@ EMU_EXPORT void emu_observed(int64_t* out) {
   out[2] = observed.most_bytes;
 }
 
-// route: 0 randomized, 1 gram_eigh, 2 full_svd. u null: the dense product goes to `out`. limits: bytes a group may
-// take, bytes the device has (0: enough), shared memory of a block.
+// route: 0 randomized, 1 spectral, 2 gram_eigh, 3 full_svd. u null: the dense product goes to `out`. limits: bytes a
+// group may take, bytes the device has (0: enough), shared memory of a block.
 EMU_EXPORT int emu_rank_reduce(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols,
                                int64_t stride, int64_t row_stride, void* out, void* u, void* s, void* vh, int64_t rank,
                                int64_t route, int64_t block, int64_t gram, int64_t wide, int64_t half, double tol,
@@ -219,4 +219,73 @@ EMU_EXPORT int emu_orthonormalize_op(float* x, int64_t count, int64_t n, int64_t
         .orthonormalize(Block<float>::dense(x, count, n, l), Block<float>::dense(scratch.data(), count, l, l),
                         Block<float>::dense(scratch.data() + count * l * l, count, l, l), int(passes));
   });
+}
+
+namespace {
+
+// f(la) with an object for `count` matrices of which index[0 .. selected - 1], or all where null, are selected.
+template <typename T, typename F>
+int with_linalg(int64_t count, const int* index, int64_t selected, const F& f) {
+  return with_context(1 << 30, 0, 232448, [&](const CudaContext& context) {
+    LinalgCuda<T> la(context, count);
+    if (index) {
+      la.select(std::vector<int64_t>(index, index + selected));
+    }
+    f(la);
+  });
+}
+
+template <typename T>
+int inverse_factor(void* s, void* w, int64_t count, int64_t n, double* failed, const int* index, int64_t selected) {
+  return with_linalg<T>(count, index, selected, [&](LinalgCuda<T>& la) {
+    la.inverse_factor(Block<T>::dense(static_cast<T*>(s), count, n, n),
+                      Block<T>::dense(static_cast<T*>(w), count, n, n), failed);
+  });
+}
+
+}  // namespace
+
+EMU_EXPORT int emu_inverse_factor(void* s, void* w, int64_t wide, int64_t count, int64_t n, double* failed,
+                                  const int* index, int64_t selected) {
+  return (wide ? inverse_factor<double> : inverse_factor<float>)(s, w, count, n, failed, index, selected);
+}
+
+// c (m, n) = a (m, k) b (k, n); a and b in memory as their transposes where asked.
+EMU_EXPORT int emu_multiply_rounded(float* a, int64_t a_transposed, float* b, int64_t b_transposed, float* c,
+                                    int64_t count, int64_t m, int64_t k, int64_t n, int64_t precision, const int* index,
+                                    int64_t selected) {
+  const auto block = [&](float* data, int64_t rows, int64_t cols, bool transposed) {
+    return transposed ? Block<float>::dense(data, count, cols, rows).transposed()
+                      : Block<float>::dense(data, count, rows, cols);
+  };
+  return with_linalg<float>(count, index, selected, [&](LinalgCuda<float>& la) {
+    la.multiply_rounded(block(a, m, k, a_transposed != 0), block(b, k, n, b_transposed != 0), block(c, m, n, false),
+                        Precision(precision));
+  });
+}
+
+EMU_EXPORT int emu_affine(float* x, double* scale, double* shift, float* out, int64_t count, int64_t n,
+                          const int* index, int64_t selected) {
+  return with_linalg<float>(count, index, selected, [&](LinalgCuda<float>& la) {
+    la.affine(Block<float>::dense(x, count, n, n), scale, shift, Block<float>::dense(out, count, n, n));
+  });
+}
+
+EMU_EXPORT int emu_add_symmetric(double alpha, float* y, double beta, float* x, int64_t count, int64_t n,
+                                 const int* index, int64_t selected) {
+  return with_linalg<float>(count, index, selected, [&](LinalgCuda<float>& la) {
+    la.add_symmetric(alpha, Block<float>::dense(y, count, n, n), beta, Block<float>::dense(x, count, n, n));
+  });
+}
+
+EMU_EXPORT int emu_add(double alpha, float* x, double beta, float* y, int64_t count, int64_t rows, int64_t cols,
+                       const int* index, int64_t selected) {
+  return with_linalg<float>(count, index, selected, [&](LinalgCuda<float>& la) {
+    la.add(alpha, Block<float>::dense(x, count, rows, cols), beta, Block<float>::dense(y, count, rows, cols));
+  });
+}
+
+EMU_EXPORT int emu_trace(float* x, double* out, int64_t count, int64_t n, const int* index, int64_t selected) {
+  return with_linalg<float>(count, index, selected,
+                            [&](LinalgCuda<float>& la) { la.trace(Block<float>::dense(x, count, n, n), out); });
 }

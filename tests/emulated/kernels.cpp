@@ -87,11 +87,12 @@ EMU_EXPORT int emu_ritz_residuals(const float* x, const float* z, const double* 
   });
 }
 
-EMU_EXPORT int emu_squared_norm(const float* x, double* out, int64_t count, int64_t rows, int64_t cols,
-                                const int* index, int64_t selected) {
+EMU_EXPORT int emu_dot(const float* x, const float* y, double* out, int64_t count, int64_t rows, int64_t cols,
+                       const int* index, int64_t selected) {
   return guarded([&] {
     std::vector<double> partial(column_partials(rows, cols, count));
-    must(squared_norm(dense<const float>(x, count, rows, cols), out, partial.data(), of(index, selected), nullptr));
+    must(dot(dense<const float>(x, count, rows, cols), dense<const float>(y, count, rows, cols), out, partial.data(),
+             of(index, selected), nullptr));
   });
 }
 

@@ -1,0 +1,166 @@
+"""The route SPECTRAL by itself, on matrices whose exact spectra are known: excess, bound, products, and where it gave up.
+
+    python bench/spectral.py [--layers 0,2,15,27] [--sides 256 512 1024 1536] [--tols 1e-3 1e-5] [--json FILE]
+
+One line for each matrix, rank, tol and arithmetic. "bf16" simulates what a GPU multiplies, operands rounded to bfloat16 or
+to two slices of it and sums in float32; "fp32" rounds nothing. Where the route cannot certify, dispatch.escalate says
+what comes next, as in every public call, and the line names it.
+
+  excess     ||A - A_r|| / tail - 1 of what came out in the end, norms in float64; tail from float64 LAPACK
+  products   n^3 multiply-adds of the route, over n^3
+  found - r  columns that the projector held beyond those it was asked for, r - d: the error of the search for mu
+
+Exit code 1 if an excess exceeds its bound or tol (beyond the contract's floor, 32 eps ||A||), if a search that the route
+went on with was off by more than d = max(8, 2 % of n), or if a matrix came out uncertified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import smollm2
+import torch
+from accuracy import layer_list
+
+from laser_kernels import dispatch, testing
+from laser_kernels.status import Status
+
+RANKS = [0.10, 0.25, 0.50, 0.80, 0.90]
+MAX_ITER = 64
+
+
+def family(name: str, n: int) -> torch.Tensor:
+    """Synthetic (n, n) float32 matrices; power_law and clustered have their spectra by construction."""
+    index = torch.arange(1, n + 1).double()
+    spectra = {
+        "power-law": index**-0.7,
+        "clustered": torch.tensor([4.0, 2.0, 1.0, 0.5]).repeat_interleave(-(-n // 4))[:n].double(),
+        "kappa-1e6": torch.logspace(0, -6, n, dtype=torch.float64),
+    }
+    if name in spectra:
+        return testing.with_spectrum(n, n, spectra[name], seed=n).float()
+    return testing.llm_like(n, n, seed=n) if name == "llm-like" else testing.gaussian(n, n, seed=n).float()
+
+
+FAMILIES = ("gaussian", "llm-like", "power-law", "clustered", "kappa-1e6")
+
+
+def attempt(a: torch.Tensor, rank: int, path: dispatch.Route, tol: float) -> tuple[torch.Tensor, dict]:
+    """The op itself, on one matrix."""
+    from laser_kernels import ops
+
+    out = torch.empty_like(a)[None]
+    arguments = (path.name, path.block, path.gram, path.wide, path.half, tol, MAX_ITER, 0, [0])
+    row = ops.backend(a.device).low_rank(a[None], out, rank, *arguments)[0].tolist()
+    return out[0], dict(zip(ops.CERTIFICATE, row, strict=True))
+
+
+def measure(a: torch.Tensor, sigma: torch.Tensor, rank: int, tol: float, half: bool) -> dict:
+    """One line: the route's own attempt, and what came out in the end."""
+    problem = dispatch.Problem(*a.shape, rank, "float32", tol)
+    path = dispatch.choose(problem, "spectral")._replace(half=half)
+    result, first = attempt(a, rank, path, tol)
+    row, routes = first, [path.name]
+    while Status(int(row["status"])) != Status.OK:
+        onward = dispatch.escalate(problem, path, Status(int(row["status"])))
+        if onward is None:
+            break
+        path = onward
+        routes.append(path.name + ("64" if path.wide else ""))
+        result, row = attempt(a, rank, path, tol)
+    best, norm = smollm2.tail(sigma, rank), sigma.norm().item()
+    residual = smollm2.distance(a, result)
+    n = min(a.shape)
+    window = max(8, round(0.02 * n))
+    return {
+        "n": n,
+        "rank": rank,
+        "tol": tol,
+        "arithmetic": "bf16" if half else "fp32",
+        "routes": routes,
+        "status": Status(int(row["status"])).name,
+        "first": Status(int(first["status"])).name,
+        "excess": residual / best - 1 if best > 0 else math.inf,
+        "over_floor": (residual - (1 + row["bound"]) * best) / norm,  # of ||A||
+        "bound": row["bound"],
+        "products": first["iterations"],
+        "search_error": int(first["projected"]) - (rank - window) if first["projected"] else None,
+        "window": window,
+    }
+
+
+def failures(line: dict) -> list[str]:
+    floor = testing.FLOOR * testing.eps(torch.float32)
+    said = []
+    if line["status"] != "OK":
+        said.append("uncertified")
+    if line["bound"] > line["tol"] or line["over_floor"] > floor:
+        said.append("excess over its bound")
+    if line["search_error"] is not None and abs(line["search_error"]) > line["window"]:
+        said.append("search off")
+    return said
+
+
+def cases(layers: list[int], sides: list[int]):
+    """(name, matrix, exact singular values)."""
+    matrices = smollm2.load(smollm2.names(layers))
+    spectra = smollm2.spectra(matrices)
+    for name, matrix in matrices.items():
+        yield name.removeprefix("model.layers.").removesuffix(".weight"), matrix.float(), spectra[name]
+    for side in sides:
+        for name in FAMILIES:
+            matrix = family(name, side)
+            yield f"{name} {side}", matrix, torch.linalg.svdvals(matrix.double())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=layer_list, default=[0, 2, 15, 27])
+    parser.add_argument("--sides", type=int, nargs="*", default=[256, 512, 1024, 1536])
+    parser.add_argument("--ranks", type=float, nargs="*", default=RANKS)
+    parser.add_argument("--tols", type=float, nargs="*", default=[1e-3, 1e-5])
+    parser.add_argument("--json", type=Path, help="append one JSON object per line here")
+    args = parser.parse_args()
+    lines, bad = [], 0
+    print(
+        f"{'matrix':24} {'n':>5} {'rank':>5} {'tol':>6} {'':5} {'products':>8} {'found-r':>7} {'bound':>8} {'excess':>9}"
+    )
+    for name, matrix, sigma in cases(args.layers, args.sides):
+        for share in args.ranks:
+            for tol in args.tols:
+                for half in (True, False):
+                    line = {"matrix": name, **measure(matrix, sigma, round(share * min(matrix.shape)), tol, half)}
+                    said = failures(line)
+                    bad += bool(said)
+                    lines.append(line)
+                    error = "-" if line["search_error"] is None else line["search_error"]
+                    onward = " > ".join(line["routes"][1:])
+                    print(
+                        f"{name:24} {line['n']:5} {line['rank']:5} {tol:6.0e} {line['arithmetic']:5} "
+                        f"{line['products']:8.0f} {error:>7} {line['bound']:8.1e} {line['excess']:9.1e} "
+                        f"{line['first'].lower() + ' > ' + onward if onward else ''} {', '.join(said)}",
+                        flush=True,
+                    )
+    for tol in args.tols:
+        for arithmetic in ("bf16", "fp32"):
+            some = [x for x in lines if (x["tol"], x["arithmetic"]) == (tol, arithmetic)]
+            own = sorted(x["products"] for x in some if len(x["routes"]) == 1)
+            print(
+                f"tol {tol:g} {arithmetic}: {len(some)} cases, {len(own)} by spectral alone with "
+                f"{own[len(own) // 2] if own else 0:.0f} products in the median, {max(own, default=0):.0f} at most; "
+                f"others: {dict(Counter(x['first'] for x in some if len(x['routes']) > 1))}; worst excess / tol "
+                f"{max(x['excess'] for x in some if x['over_floor'] > -1) / tol:.2g}"
+            )
+    print(f"{bad} of {len(lines)} lines fail")
+    if args.json:
+        with args.json.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

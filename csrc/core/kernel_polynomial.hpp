@@ -1,0 +1,15 @@
+// Counts of eigenvalues from Chebyshev moments: the kernel polynomial method.
+// Ref: Weisse, Wellein, Alvermann, Fehske: The kernel polynomial method (Rev. Mod. Phys. 2006), section II.
+#pragma once
+#include <vector>
+
+namespace laser {
+
+// How many eigenvalues of T, all in [-1, 1], lie above t: moments[k] = trace(T_k(T)), k = 0, 1, ...; smoothed by the
+// Jackson kernel over about pi / moments.size() around t.
+double count_above(const std::vector<double>& moments, double t);
+
+// The t above which `count` eigenvalues lie: count_above's inverse.
+double level_of(const std::vector<double>& moments, double count);
+
+}  // namespace laser

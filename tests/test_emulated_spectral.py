@@ -1,0 +1,50 @@
+"""SPECTRAL on the CUDA backend, under the emulator: csrc/core/spectral.cpp through LinalgCuda and our kernels."""
+
+import pytest
+import torch
+from test_emulated_backend import keeps_the_contract, low_rank, truncated_svd
+
+from laser_kernels.status import Status
+from laser_kernels.testing import gaussian, llm_like, optimal_residual, orthonormality_bound, with_spectrum
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_batch_keeps_the_contract(emu, half, dtype):
+    """A batch whose matrices take different numbers of searches, and one that the route refuses."""
+    m, n, rank = 150, 120, 60
+    stack = torch.stack([
+        llm_like(m, n, 1),
+        torch.zeros(m, n),
+        gaussian(m, n, 2).float(),
+        with_spectrum(m, n, torch.arange(1, n + 1).double() ** -0.7).float() * 100,
+    ]).to(dtype)  # fmt: skip
+    out, rows = low_rank(emu, stack, rank, route="spectral", half=half)
+    for i, (a, x, row) in enumerate(zip(stack, out, rows, strict=True)):
+        print({k: f"{v:.3g}" for k, v in row.items()})
+        if i == 1:
+            assert row["status"] == Status.NOT_CONVERGED and x.isnan().all()
+            continue
+        assert row["status"] == Status.OK, row
+        keeps_the_contract(a, x, row, rank)
+        assert abs(row["projected"] - (rank - 8)) <= 8 and 10 < row["iterations"] < 60
+
+
+def test_a_tight_tolerance_in_float64(emu):
+    a = gaussian(130, 130, 3)
+    out, rows = low_rank(emu, a[None], 40, route="spectral", wide=True, tol=1e-7)
+    assert rows[0]["status"] == Status.OK
+    keeps_the_contract(a, out[0], rows[0], 40, 1e-7)
+
+
+def test_factors_of_a_wide_matrix(emu):
+    a = llm_like(100, 140)
+    (u, s, vh), rows = truncated_svd(emu, a[None], 50, route="spectral", half=True)
+    assert rows[0]["status"] == Status.OK
+    bound = orthonormality_bound(torch.float32, 50)
+    assert (u.mT @ u - torch.eye(50)).abs().max() <= bound and (vh @ vh.mT - torch.eye(50)).abs().max() <= bound
+    assert (s.diff(dim=1) <= 0).all()
+    exact = torch.linalg.svdvals(a.double())[:50]
+    assert torch.linalg.vector_norm(s[0] - exact) <= 0.05 * exact[-1]
+    residual = torch.linalg.matrix_norm(a - (u * s[:, None]) @ vh).item()
+    assert residual <= (1 + 1e-3) * optimal_residual(a, 50)
