@@ -35,7 +35,7 @@ struct Progress {
   double cut = 0;        // upper end of the interval that the next filter damps, 0: plain power
   double slope = 0;      // 2 / cut, 0 where cut is
   int64_t iterations = 0;  // multiplications by G so far; SPECTRAL: products of n x n matrices
-  int64_t projected = 0;   // SPECTRAL: columns of the basis that came from the projector
+  int projected = 0;       // SPECTRAL: columns of the basis that came from the projector
   int needed = 1;          // degree that the next filter needs
   int reach = 1;           // degree that it may have
   bool half = true;        // products may round their operands to bfloat16
@@ -149,6 +149,7 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   } else {
     p = step.progress[b];
   }
+  p.projected = 0;
   p.iterations = step.multiplies;
   p.broken = step.defect && step.defect[b] != 0;
 

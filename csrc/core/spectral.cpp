@@ -361,7 +361,7 @@ struct Completion {
       return false;
     }
     la.forward(right, out.left.matrix(b), Precision::kFull);
-    progress.projected = locked;
+    progress.projected = int(locked);
     return true;
   }
 

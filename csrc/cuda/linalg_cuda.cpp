@@ -236,6 +236,7 @@ void LinalgCuda<T>::factor_halves(Block<T> s, Block<T> w, Block<T> side, Block<T
   const Block<T> s21 = s.corner(half, 0, rest, half), s22 = s.corner(half, half, rest, rest);
   const Block<T> w11 = w.corner(0, 0, half, half), w22 = w.corner(half, half, rest, rest);
   const Block<T> l21 = side.corner(0, 0, rest, half);
+  check(zero(w.corner(0, half, half, rest), batch_.selection, context_.stream), "inverse_factor", s.count, half, rest);
   factor_halves(s.corner(0, 0, half, half), w11, side, work);
   multiply(s21, w11.transposed(), l21);
   laser::multiply<T, T>(context_, l21, l21.transposed(), s22, T(1), batch_, T(-1));
@@ -253,10 +254,12 @@ void LinalgCuda<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed)
   const Block<T> work = Block<T>::dense(data + s.count * (n * n + half * half), s.count, small, small);
   check(cudaMemsetAsync(shifted_.get(), 0, size_t(count_) * sizeof(int), context_.stream), "inverse_factor", s.count, n,
         n);
-  check(equilibrate(s, unit, w, shifted_.get(), failed, batch_.selection, context_.stream), "inverse_factor", s.count,
-        n, n);
+  double* root = room(context_, partials_, s.count * n);
+  check(equilibrate(s, root, unit, shifted_.get(), batch_.selection, context_.stream), "inverse_factor", s.count, n, n);
   factor_halves(unit, w, side, work);
-  check(restore(s, w, shifted_.get(), failed, batch_.selection, context_.stream), "inverse_factor", s.count, n, n);
+  check(scale_columns<T, T>(w, root, w, batch_.selection, context_.stream), "inverse_factor", s.count, n, n);
+  check(find_failures<T>(w, shifted_.get(), failed, batch_.selection, context_.stream), "inverse_factor", s.count, n,
+        n);
 }
 
 template <typename T>

@@ -26,24 +26,30 @@ cudaError_t trace(Block<const T> x, double* out, Selection sel, cudaStream_t str
 }
 
 template <typename T>
-cudaError_t equilibrate(Block<const T> s, Block<T> unit, Block<T> lower, int* shifted, double* failed, Selection sel,
+cudaError_t equilibrate(Block<const T> s, double* root, Block<T> unit, int* shifted, Selection sel,
                         cudaStream_t stream) {
-  return elementwise(sel, s.rows, s.cols, Equilibrate<T>{s, unit, lower, shifted, failed}, stream);
+  const cudaError_t status = elementwise(sel, 1, s.cols, Roots<T>{s, root, shifted}, stream);
+  return status != cudaSuccess ? status : elementwise(sel, s.rows, s.cols, Equilibrate<T>{s, root, unit}, stream);
 }
 
 template <typename T>
-cudaError_t restore(Block<const T> s, Block<T> w, const int* shifted, double* failed, Selection sel,
-                    cudaStream_t stream) {
-  return elementwise(sel, s.rows, s.cols, Restore<T>{s, w, shifted, failed}, stream);
+cudaError_t zero(Block<T> x, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, x.rows, x.cols, Zero<T>{x}, stream);
 }
 
-#define LASER_INSTANTIATE(T)                                                                                    \
-  template cudaError_t affine(Block<const T>, double, double, Block<T>, Selection, cudaStream_t);               \
-  template cudaError_t add(double, Block<const T>, double, Block<T>, Selection, cudaStream_t);                  \
-  template cudaError_t add_symmetric(double, Block<const T>, double, Block<T>, Selection, cudaStream_t);        \
-  template cudaError_t trace(Block<const T>, double*, Selection, cudaStream_t);                                 \
-  template cudaError_t equilibrate(Block<const T>, Block<T>, Block<T>, int*, double*, Selection, cudaStream_t); \
-  template cudaError_t restore(Block<const T>, Block<T>, const int*, double*, Selection, cudaStream_t)
+template <typename T>
+cudaError_t find_failures(Block<const T> w, const int* shifted, double* failed, Selection sel, cudaStream_t stream) {
+  return launch(find_failures_kernel<T>, dim3(sel.count), dim3(256), 0, stream, w, shifted, failed, sel);
+}
+
+#define LASER_INSTANTIATE(T)                                                                             \
+  template cudaError_t affine(Block<const T>, double, double, Block<T>, Selection, cudaStream_t);        \
+  template cudaError_t add(double, Block<const T>, double, Block<T>, Selection, cudaStream_t);           \
+  template cudaError_t add_symmetric(double, Block<const T>, double, Block<T>, Selection, cudaStream_t); \
+  template cudaError_t trace(Block<const T>, double*, Selection, cudaStream_t);                          \
+  template cudaError_t equilibrate(Block<const T>, double*, Block<T>, int*, Selection, cudaStream_t);    \
+  template cudaError_t zero(Block<T>, Selection, cudaStream_t);                                          \
+  template cudaError_t find_failures(Block<const T>, const int*, double*, Selection, cudaStream_t)
 
 LASER_INSTANTIATE(float);
 LASER_INSTANTIATE(double);

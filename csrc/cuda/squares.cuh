@@ -1,6 +1,6 @@
 // Work:    elementwise steps as in elementwise.cuh; add_symmetric one block per pair of 32 x 32 tiles that mirror each
-//          other; trace one block per matrix.
-// Memory:  affine 2, add 3, add_symmetric 3, equilibrate 2, restore 2 passes over a matrix; all bounded by bytes.
+//          other; trace and find_failures one block per matrix.
+// Memory:  affine 2, add 3, add_symmetric 3, equilibrate 2, zero 1 passes over a matrix; all bounded by bytes.
 #pragma once
 #include <cmath>
 
@@ -33,44 +33,39 @@ struct Add {
   }
 };
 
+// root[b * n + i] = 1 / sqrt(s(i, i)).
 template <typename T>
-struct Equilibrate {
+struct Roots {
   Block<const T> s;
-  Block<T> unit, lower;
+  double* root;
   int* shifted;
-  double* failed;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    const double own = double(s.at(b, i, i)), other = double(s.at(b, j, j));
-    unit.at(b, i, j) = i == j ? T(1) : T(double(s.at(b, i, j)) / (sqrt(own) * sqrt(other)));
-    if (i == j && !(own > 0)) {
+  __device__ void operator()(int64_t b, int64_t, int64_t i) const {
+    const double pivot = double(s.at(b, i, i));
+    root[b * s.cols + i] = 1 / sqrt(pivot);
+    if (!(pivot > 0)) {
       shifted[b] = 1;  // whoever comes here writes the same
-    }
-    if (i == 0 && j == 0) {
-      failed[b] = 0;
-    }
-    if (j > i) {
-      lower.at(b, i, j) = T(0);
     }
   }
 };
 
 template <typename T>
-struct Restore {
+struct Equilibrate {
   Block<const T> s;
-  Block<T> w;
-  const int* shifted;
-  double* failed;
+  const double* root;
+  Block<T> unit;
 
   __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    if (j <= i) {
-      T& to = w.at(b, i, j);
-      to = T(double(to) / sqrt(double(s.at(b, j, j))));
-      if (shifted[b] != 0 || (i == j && !(to > T(0)))) {
-        failed[b] = 1;  // whoever comes here writes the same
-      }
-    }
+    const double* r = root + b * s.cols;
+    unit.at(b, i, j) = i == j ? T(1) : T(double(s.at(b, i, j)) * r[i] * r[j]);
   }
+};
+
+template <typename T>
+struct Zero {
+  Block<T> x;
+
+  __device__ void operator()(int64_t b, int64_t i, int64_t j) const { x.at(b, i, j) = T(0); }
 };
 
 //        j0         i0
@@ -116,6 +111,21 @@ __global__ void __launch_bounds__(256) trace_kernel(Block<const T> x, double* __
   sum = block_reduce(sum, Sum(), scratch);
   if (threadIdx.x == 0) {
     out[b] = sum;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(256) find_failures_kernel(Block<const T> w, const int* __restrict__ shifted,
+                                                            double* __restrict__ failed, Selection sel) {
+  __shared__ double scratch[32];
+  const int64_t b = sel[int(blockIdx.x)];
+  double bad = shifted[b] != 0 ? 1.0 : 0.0;
+  for (int64_t i = threadIdx.x; i < w.rows; i += blockDim.x) {
+    bad = w.at(b, i, i) > T(0) ? bad : 1.0;
+  }
+  bad = block_reduce(bad, Max(), scratch);
+  if (threadIdx.x == 0) {
+    failed[b] = bad;
   }
 }
 

@@ -23,16 +23,18 @@ cudaError_t add_symmetric(double alpha, Block<const T> y, double beta, Block<T> 
 template <typename T>
 cudaError_t trace(Block<const T> x, double* out, Selection sel, cudaStream_t stream);
 
-// unit(i, j) = s(i, j) / sqrt(s(i, i) s(j, j)), and lower <- 0 above the diagonal. failed[b] = 0; shifted[b] = 1 where
-// a diagonal entry is not positive.
+// unit(i, j) = s(i, j) root[i] root[j], root[i] = 1 / sqrt(s(i, i)), (count, n). shifted[b] = 1 where a diagonal
+// entry is not positive.
 template <typename T>
-cudaError_t equilibrate(Block<const T> s, Block<T> unit, Block<T> lower, int* shifted, double* failed, Selection sel,
+cudaError_t equilibrate(Block<const T> s, double* root, Block<T> unit, int* shifted, Selection sel,
                         cudaStream_t stream);
 
-// w(i, j) /= sqrt(s(j, j)): with w = L^-1 of equilibrate's unit, then the one of s. failed[b] = 1 where shifted[b], or
-// where w is not the inverse of a factor: its diagonal is not positive, or not a number.
 template <typename T>
-cudaError_t restore(Block<const T> s, Block<T> w, const int* shifted, double* failed, Selection sel,
-                    cudaStream_t stream);
+cudaError_t zero(Block<T> x, Selection sel, cudaStream_t stream);
+
+// failed[b] = 1 where shifted[b], or where w is not the inverse of a factor: its diagonal is not positive, or no
+// number.
+template <typename T>
+cudaError_t find_failures(Block<const T> w, const int* shifted, double* failed, Selection sel, cudaStream_t stream);
 
 }  // namespace laser
