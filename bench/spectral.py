@@ -1,6 +1,6 @@
 """The route SPECTRAL by itself, on matrices whose exact spectra are known: excess, bound, products, and where it gave up.
 
-    python bench/spectral.py [--layers 0,2,15,27] [--sides 256 512 1024 1536] [--tols 1e-3 1e-5] [--json FILE]
+    python bench/spectral.py [--layers 0,2,15,27] [--sides 256 512 1024 1536] [--tols 1e-3 1e-5] [--out FILE]
 
 One line for each matrix, rank, tol and arithmetic. "bf16" simulates what a GPU multiplies, operands rounded to bfloat16 or
 to two slices of it and sums in float32; "fp32" rounds nothing. Where the route cannot certify, dispatch.escalate says
@@ -17,16 +17,17 @@ went on with was off by more than d = max(8, 2 % of n), or if a matrix came out 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
 
 import smollm2
+import timing
 import torch
 from accuracy import layer_list
 
-from laser_kernels import dispatch, testing
+from laser_kernels import dispatch, ops, testing
 from laser_kernels.status import Status
 
 RANKS = [0.10, 0.25, 0.50, 0.80, 0.90]
@@ -51,8 +52,6 @@ FAMILIES = ("gaussian", "llm-like", "power-law", "clustered", "kappa-1e6")
 
 def attempt(a: torch.Tensor, rank: int, path: dispatch.Route, tol: float) -> tuple[torch.Tensor, dict]:
     """The op itself, on one matrix."""
-    from laser_kernels import ops
-
     out = torch.empty_like(a)[None]
     arguments = (path.name, path.block, path.gram, path.wide, path.half, tol, MAX_ITER, 0, [0])
     row = ops.backend(a.device).low_rank(a[None], out, rank, *arguments)[0].tolist()
@@ -105,16 +104,32 @@ def failures(line: dict) -> list[str]:
     return said
 
 
+def summary(lines: list[dict]) -> dict:
+    """Of one family, tolerance and arithmetic. Products and search errors: of what the route finished by itself."""
+    own = [x for x in lines if len(x["routes"]) == 1]
+    products = sorted(x["products"] for x in own)
+    return {
+        "cases": len(lines),
+        "by spectral alone": len(own),
+        "median products": products[len(products) // 2] if own else None,
+        "most products": max(products, default=None),
+        "worst excess": max(x["excess"] for x in lines),
+        "worst search error / window": max((abs(x["search_error"]) / x["window"] for x in own), default=None),
+        "gave up": dict(Counter(x["first"].lower() for x in lines if len(x["routes"]) > 1)),
+        "failures": sum(bool(failures(x)) for x in lines),
+    }
+
+
 def cases(layers: list[int], sides: list[int]):
-    """(name, matrix, exact singular values)."""
+    """(family, name, matrix, exact singular values)."""
     matrices = smollm2.load(smollm2.names(layers))
     spectra = smollm2.spectra(matrices)
     for name, matrix in matrices.items():
-        yield name.removeprefix("model.layers.").removesuffix(".weight"), matrix.float(), spectra[name]
+        yield "SmolLM2", name.removeprefix("model.layers.").removesuffix(".weight"), matrix.float(), spectra[name]
     for side in sides:
         for name in FAMILIES:
             matrix = family(name, side)
-            yield f"{name} {side}", matrix, torch.linalg.svdvals(matrix.double())
+            yield name, f"{name} {side}", matrix, torch.linalg.svdvals(matrix.double())
 
 
 def main() -> int:
@@ -123,17 +138,17 @@ def main() -> int:
     parser.add_argument("--sides", type=int, nargs="*", default=[256, 512, 1024, 1536])
     parser.add_argument("--ranks", type=float, nargs="*", default=RANKS)
     parser.add_argument("--tols", type=float, nargs="*", default=[1e-3, 1e-5])
-    parser.add_argument("--json", type=Path, help="append one JSON object per line here")
+    parser.add_argument("--out", type=Path, help="append a row for each family to this JSON lines file")
     args = parser.parse_args()
     lines, bad = [], 0
     print(
         f"{'matrix':24} {'n':>5} {'rank':>5} {'tol':>6} {'':5} {'products':>8} {'found-r':>7} {'bound':>8} {'excess':>9}"
     )
-    for name, matrix, sigma in cases(args.layers, args.sides):
+    for kind, name, matrix, sigma in cases(args.layers, args.sides):
         for share in args.ranks:
             for tol in args.tols:
                 for half in (True, False):
-                    line = {"matrix": name, **measure(matrix, sigma, round(share * min(matrix.shape)), tol, half)}
+                    line = {"family": kind, **measure(matrix, sigma, round(share * min(matrix.shape)), tol, half)}
                     said = failures(line)
                     bad += bool(said)
                     lines.append(line)
@@ -145,20 +160,26 @@ def main() -> int:
                         f"{line['first'].lower() + ' > ' + onward if onward else ''} {', '.join(said)}",
                         flush=True,
                     )
-    for tol in args.tols:
-        for arithmetic in ("bf16", "fp32"):
-            some = [x for x in lines if (x["tol"], x["arithmetic"]) == (tol, arithmetic)]
-            own = sorted(x["products"] for x in some if len(x["routes"]) == 1)
-            print(
-                f"tol {tol:g} {arithmetic}: {len(some)} cases, {len(own)} by spectral alone with "
-                f"{own[len(own) // 2] if own else 0:.0f} products in the median, {max(own, default=0):.0f} at most; "
-                f"others: {dict(Counter(x['first'] for x in some if len(x['routes']) > 1))}; worst excess / tol "
-                f"{max(x['excess'] for x in some if x['over_floor'] > -1) / tol:.2g}"
+    rows = []
+    for tol, arithmetic, kind in itertools.product(args.tols, ("bf16", "fp32"), ("SmolLM2", *FAMILIES)):
+        some = [x for x in lines if (x["tol"], x["arithmetic"], x["family"]) == (tol, arithmetic, kind)]
+        if some:
+            details = summary(some)
+            print(f"tol {tol:g} {arithmetic} {kind}: {details}")
+            rows.append(
+                timing.row(
+                    op="low_rank spectral",
+                    route="spectral",
+                    shape=kind,
+                    dtype="float32",
+                    excess=details["worst excess"],
+                    iterations=details["median products"],
+                    status="FAILED" if details["failures"] else "ok",
+                )
+                | {"tol": tol, "arithmetic": arithmetic, "details": details}
             )
     print(f"{bad} of {len(lines)} lines fail")
-    if args.json:
-        with args.json.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    timing.append(args.out, rows)
     return 1 if bad else 0
 
 

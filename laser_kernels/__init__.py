@@ -5,6 +5,7 @@ from laser_kernels.dispatch import Problem, Route
 from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.factorization import Factorization, factorize
 from laser_kernels.info import Info
+from laser_kernels.ranks import MarchenkoPastur, Threshold
 from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.report import Report
 from laser_kernels.run import EscalationWarning
@@ -18,11 +19,13 @@ __all__ = [
     "EscalationWarning",
     "Factorization",
     "Info",
+    "MarchenkoPastur",
     "NonFiniteError",
     "Plan",
     "Problem",
     "Report",
     "Route",
+    "Threshold",
     "Verification",
     "__version__",
     "choose",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from laser_kernels.arrays import back_to, to_tensor
 from laser_kernels.rank import resolve_rank
+from laser_kernels.ranks import Rule
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -112,7 +113,10 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
     matrices = arrays if form != "stack" else list(arrays[0].unbind(0))
     count = len(matrices)
     keys = [_check_key(k, where) for k in _per_matrix(key, count, "key", where)]
-    ranks = [resolve_rank(r, *t.shape) for r, t in zip(_per_matrix(rank, count, "rank", where), matrices, strict=True)]
+    ranks = [
+        r.of(t) if isinstance(r, Rule) else resolve_rank(r, *t.shape)
+        for r, t in zip(_per_matrix(rank, count, "rank", where), matrices, strict=True)
+    ]
 
     if form != "list" and len(set(ranks)) == 1:
         whole = unit_stride(arrays[0] if form == "stack" else arrays[0].unsqueeze(0))

@@ -84,6 +84,10 @@ if COMPILED:
     def _(h: Tensor) -> tuple[Tensor, Tensor]:
         return h.new_empty(h.shape[:2], dtype=torch.float64), torch.empty_like(h)
 
+    @torch.library.register_fake("laser_kernels::count_eigenvalues")
+    def _(h: Tensor, above: list[float]) -> Tensor:
+        return h.new_empty((h.shape[0], 2), dtype=torch.float64)
+
     @torch.library.register_fake("laser_kernels::reconstruct")
     def _(left: Tensor, right: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         return weight.new_empty((weight.shape[0], 2), dtype=torch.float64)

@@ -185,6 +185,12 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
     return rows.to(weight.device)
 
 
+def count_eigenvalues(h, above):
+    """(b, 2): eigenvalues of h (b, n, n) above each level, and 0: none is in doubt."""
+    counts = (torch.linalg.eigvalsh(h.double()) > torch.tensor(above, device=h.device)[:, None]).sum(1)
+    return torch.stack([counts.double(), torch.zeros_like(counts).double()], dim=1)
+
+
 def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, seed, keys) -> Tensor:
     """Writes A_r of each certified matrix to `out` (which may be the weight); returns the (b, 7) certificate."""
 

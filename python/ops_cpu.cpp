@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "aten.hpp"
+#include "core/truncated_svd.hpp"
 #include "linalg_aten.hpp"
 #include "parallel.hpp"
 #include "rank_reduce_cpu.hpp"
@@ -98,6 +99,28 @@ std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
   return {theta, w};
 }
 
+Tensor count_eigenvalues(const Tensor& h, std::vector<double> above) {
+  check_levels(h, above);
+  const int64_t count = h.size(0), n = h.size(1);
+  Tensor out = empty(h, {count, 2}, ScalarType::Double);
+  with_working_type(h.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const ScratchSize size = count_eigenvalues_scratch<T>(count, n);
+    Tensor elements = empty(h, {size.elements}, h.scalar_type()),
+           doubles = empty(h, {size.doubles}, ScalarType::Double);
+    Tensor source = h;
+    const Block<const T> block = aten::block<T>(source);
+    LinalgAten<T> la(block);
+    const std::vector<EigenvalueCount> found = laser::count_eigenvalues<T>(
+        la, block, above.data(), {elements.mutable_data_ptr<T>(), doubles.mutable_data_ptr<double>()});
+    for (int64_t b = 0; b < count; ++b) {
+      out.mutable_data_ptr<double>()[2 * b] = found[b].above;
+      out.mutable_data_ptr<double>()[2 * b + 1] = found[b].unresolved;
+    }
+  });
+  return out;
+}
+
 Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
   const Weight w = check_weight("reconstruct", "weight", weight);
   const Weight to = check_weight("reconstruct", "out", out);
@@ -161,6 +184,7 @@ STABLE_TORCH_LIBRARY(laser_kernels, m) {
   m.def("gram(Tensor weight) -> Tensor");
   m.def("orthonormalize(Tensor x) -> Tensor");
   m.def("small_eigh(Tensor h) -> (Tensor, Tensor)");
+  m.def("count_eigenvalues(Tensor h, float[] above) -> Tensor");
   m.def("reconstruct(Tensor left, Tensor right, Tensor weight, Tensor(a!) out) -> Tensor");
   m.def(
       "low_rank(Tensor weight, Tensor(a!) out, int rank, str route, int block, bool gram, bool "
@@ -178,6 +202,7 @@ STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CPU, m) {
   m.impl("gram", TORCH_BOX(&laser::ops::gram));
   m.impl("orthonormalize", TORCH_BOX(&laser::ops::orthonormalize));
   m.impl("small_eigh", TORCH_BOX(&laser::ops::small_eigh));
+  m.impl("count_eigenvalues", TORCH_BOX(&laser::ops::count_eigenvalues));
   m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
   m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
   m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));

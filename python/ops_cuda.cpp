@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/truncated_svd.hpp"
 #include "cuda/certify.hpp"
 #include "cuda/linalg_cuda.hpp"
 #include "cuda/prepare.hpp"
@@ -112,6 +113,26 @@ std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
   return {theta, w};
 }
 
+Tensor count_eigenvalues(const Tensor& h, std::vector<double> above) {
+  check_levels(h, above);
+  const LentCuda lent(h);
+  const int64_t count = h.size(0), n = h.size(1);
+  Tensor out = empty(h, {count, 2}, ScalarType::Double);
+  with_type(h, [&](auto zero) {
+    using T = decltype(zero);
+    const ExactMath exact(lent.context);
+    const ScratchSize size = count_eigenvalues_scratch<T>(count, n);
+    const DeviceArray<T> elements(lent.context, size.elements);
+    const DeviceArray<double> doubles(lent.context, size.doubles);
+    LinalgCuda<T> la(lent.context, count);
+    const std::vector<EigenvalueCount> found =
+        laser::count_eigenvalues<T>(la, dense_input<T>(h), above.data(), {elements.get(), doubles.get()});
+    static_assert(sizeof(EigenvalueCount) == 2 * sizeof(double));
+    la.send(found.data(), out.mutable_data_ptr<double>(), found.size() * sizeof(EigenvalueCount));
+  });
+  return out;
+}
+
 Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
   const Weight w = check_weight("reconstruct", "weight", weight);
   const Weight to = check_weight("reconstruct", "out", out);
@@ -174,6 +195,7 @@ STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CUDA, m) {
   m.impl("gram", TORCH_BOX(&laser::ops::gram));
   m.impl("orthonormalize", TORCH_BOX(&laser::ops::orthonormalize));
   m.impl("small_eigh", TORCH_BOX(&laser::ops::small_eigh));
+  m.impl("count_eigenvalues", TORCH_BOX(&laser::ops::count_eigenvalues));
   m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
   m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
   m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));

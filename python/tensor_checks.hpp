@@ -4,6 +4,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.hpp"
 
@@ -52,6 +53,15 @@ inline void check_dense(const char* op, const char* name, const Tensor& t) {
                   " must be a contiguous (b, rows, cols) tensor; got ", shape_text(t));
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, "[laser_kernels::", op,
                   "] ", name, " must be float32 or float64");
+}
+
+// A batch of square matrices, and a level for each.
+inline void check_levels(const Tensor& h, const std::vector<double>& above) {
+  check_dense("count_eigenvalues", "h", h);
+  STD_TORCH_CHECK(h.size(1) == h.size(2), "[laser_kernels::count_eigenvalues] h must be square; got ", shape_text(h));
+  STD_TORCH_CHECK(int64_t(above.size()) == h.size(0),
+                  "[laser_kernels::count_eigenvalues] above must hold one number per matrix (", h.size(0), "); got ",
+                  above.size());
 }
 
 // `out` can hold a reduced `weight`.

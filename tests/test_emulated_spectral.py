@@ -48,3 +48,16 @@ def test_factors_of_a_wide_matrix(emu):
     assert torch.linalg.vector_norm(s[0] - exact) <= 0.05 * exact[-1]
     residual = torch.linalg.matrix_norm(a - (u * s[:, None]) @ vh).item()
     assert residual <= (1 + 1e-3) * optimal_residual(a, 50)
+
+
+def test_eigenvalues_are_counted(emu):
+    a = torch.stack([llm_like(120, 90, 1), gaussian(120, 90, 2).float() / 9, torch.zeros(120, 90)])
+    values = torch.linalg.svdvals(a.double())
+    sigma = [(values[b, 29] * values[b, 30]).sqrt().item() for b in range(2)] + [1.0]
+    out = torch.full((3, 2), -7.0, dtype=torch.float64)
+    levels = torch.tensor(sigma, dtype=torch.float64) ** 2
+    emu.call("emu_count_eigenvalues", a.mT @ a, levels, out, 3, 90)
+    print(out, (values / torch.tensor(sigma)[:, None] - 1).abs().amin(1))
+    assert out[2].tolist() == [0, 0]
+    for b in range(2):
+        assert out[b, 1] <= 0.1 and out[b, 0] == 30

@@ -21,6 +21,7 @@ SAMPLES = {
     "gram": (STACK,),
     "orthonormalize": (STACK,),
     "small_eigh": (STACK.mT @ STACK,),
+    "count_eigenvalues": (STACK.mT @ STACK, [0.5, 2.0]),
     "reconstruct": (STACK[:, :, :3].contiguous(), STACK[:, :16, :3].contiguous(), STACK, torch.empty_like(STACK)),
     "low_rank": (STACK, torch.empty_like(STACK), 4, *ROUTE),
     "truncated_svd": (STACK, 4, *ROUTE),

@@ -58,6 +58,11 @@ constexpr double kLeastResolved = 1e-5;
 // The sign's largest error outside the window, at its edge. Products in bfloat16 leave about as much.
 constexpr double kSignError = 0.01;
 
+// Where levels are given: eigenvalues of T this near them, 2e-3 of their value, are not resolved; the others leave this
+// much of their trace.
+constexpr double kCountResolved = 1e-3;
+constexpr double kCountError = 1e-6;
+
 // Rounding may make T this much larger than it is.
 constexpr double kMargin = 1.01;
 
@@ -397,7 +402,7 @@ struct Projection {
   Linalg<T>& la;
   const SvdProblem& p;
   Workspace<T> ws;
-  const SvdResult<T>& out;
+  const SvdResult<T> out;
   const int64_t n, window;
   std::vector<double> norm2, mu, edge;  // (count); edge: about lambda_r
   std::vector<double> level, resolved;  // (count); t_1, and the distance from it at which the sign must hold
@@ -547,8 +552,9 @@ struct Projection {
     }
   }
 
-  // Step 3 on the selected matrices: S in ws.x. Returns how many eigenvalues it found above the level, for all.
-  std::vector<double> project(Precision precision) {
+  // Step 3 on the selected matrices: S in ws.x, which errs by `error` outside the window. Returns how many eigenvalues
+  // it found above the level, for all.
+  std::vector<double> project(Precision precision, double error) {
     std::vector<double> scale(p.count), shift(p.count), count(p.count);
     double low = 1;
     for (int64_t b : selected) {
@@ -557,7 +563,7 @@ struct Projection {
       low = std::min(low, std::max(resolved[b] * scale[b], kLeastResolved));
     }
     la.affine(ws.t, scale.data(), shift.data(), ws.x);
-    for (const Quintic& step : sign_quintics(low, kSignError)) {
+    for (const Quintic& step : sign_quintics(low, error)) {
       multiply(ws.x, ws.x, ws.y, precision);
       multiply(ws.y, ws.y, ws.z, precision);
       la.add(step.b, ws.y, step.c, ws.z);
@@ -593,13 +599,51 @@ struct Projection {
       return misled;
     }
     select(running());
-    const std::vector<double> above = project(precision);
+    const std::vector<double> above = project(precision, kSignError);
     for (int64_t b : selected) {
       if (complete(b, above[b], precision)) {
         misled.push_back(b);
       }
     }
     return misled;
+  }
+
+  // Step 3 alone, at levels that are given. unresolved: trace(I - S^2), the eigenvalues that S left between -1 and 1.
+  std::vector<EigenvalueCount> count(Block<const T> h, const double* above) {
+    std::vector<EigenvalueCount> found(p.count);
+    std::vector<double> total(p.count), squares(p.count), probes(p.count);
+    select(running());
+    la.copy(h, ws.g);
+    la.trace(ws.g, ws.sums);
+    la.read(ws.sums, total);
+    for (int64_t b = 0; b < p.count; ++b) {
+      if (!(above[b] < total[b])) {  // none can be
+        progress[b].status = Status::kOk;
+      } else if (!(above[b] > 0)) {
+        progress[b].status = Status::kPrecision;
+      }
+      mu[b] = above[b] > 0 ? above[b] : 1.0;
+      resolved[b] = kCountResolved;
+    }
+    if (!running().empty()) {
+      select(running());
+      squeeze(Precision::kFull);
+      const std::vector<double> traces = project(Precision::kFull, kCountError);
+      la.sketch(ws.before, p.seed, p.keys);
+      multiply(ws.x, ws.before, ws.now, Precision::kFull);
+      la.dot(ws.now, ws.now, ws.sums);
+      la.read(ws.sums, squares);
+      la.dot(ws.before, ws.before, ws.sums);
+      la.read(ws.sums, probes);
+      for (int64_t b : selected) {
+        found[b] = {double(std::lround(traces[b])), double(n) * std::abs(1 - squares[b] / probes[b])};
+        found[b].unresolved = std::max(found[b].unresolved, std::abs(traces[b] - found[b].above));
+      }
+    }
+    for (int64_t b = 0; b < p.count; ++b) {
+      found[b].unresolved = progress[b].status == Status::kPrecision ? double(n) : found[b].unresolved;
+    }
+    return found;
   }
 
   void run() {
@@ -633,6 +677,38 @@ void spectral(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, con
   Projection<T>(la, p, scratch, out).run();
 }
 
+namespace {
+
+// What step 3 alone needs to know of a problem.
+SvdProblem counting(int64_t count, int64_t n, const int64_t* keys) {
+  SvdProblem p{};
+  p.count = count;
+  p.rows = p.cols = n;
+  p.keys = keys;
+  return p;
+}
+
+}  // namespace
+
+template <typename T>
+ScratchSize count_eigenvalues_scratch(int64_t count, int64_t n) {
+  return spectral_scratch<T>(counting(count, n, nullptr));
+}
+
+template <typename T>
+std::vector<EigenvalueCount> count_eigenvalues(Linalg<T>& la, Block<const T> h, const double* above,
+                                               const Scratch<T>& scratch) {
+  const std::vector<int64_t> keys(h.count, 0);
+  const SvdProblem p = counting(h.count, h.cols, keys.data());
+  return Projection<T>(la, p, scratch, {}).count(h, above);
+}
+
+template ScratchSize count_eigenvalues_scratch<float>(int64_t, int64_t);
+template ScratchSize count_eigenvalues_scratch<double>(int64_t, int64_t);
+template std::vector<EigenvalueCount> count_eigenvalues(Linalg<float>&, Block<const float>, const double*,
+                                                        const Scratch<float>&);
+template std::vector<EigenvalueCount> count_eigenvalues(Linalg<double>&, Block<const double>, const double*,
+                                                        const Scratch<double>&);
 template ScratchSize spectral_scratch<float>(const SvdProblem&);
 template ScratchSize spectral_scratch<double>(const SvdProblem&);
 template void spectral(Linalg<float>&, const SvdProblem&, const Scratch<float>&, const SvdResult<float>&);

@@ -2,6 +2,7 @@
 // certificate.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "core/certificate.hpp"
 #include "core/linalg.hpp"
@@ -63,5 +64,18 @@ void gram_eigh(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, co
 // becomes U.
 template <typename T>
 void factors(Linalg<T>& la, Block<T> left, Block<T> right, double* sigma, const Scratch<T>& scratch);
+
+// Eigenvalues of a symmetric positive semidefinite matrix above a given level: step 3 of SPECTRAL, without a spectrum.
+struct EigenvalueCount {
+  double above = 0;
+  double unresolved = 0;  // about how many lay too near the level to tell, or trace(P)'s distance from an integer; n
+                          // where nothing could be told. Beyond 0.1, `above` is not to be trusted.
+};
+template <typename T>
+ScratchSize count_eigenvalues_scratch(int64_t count, int64_t n);
+// h (count, n, n); above: count, on the host.
+template <typename T>
+std::vector<EigenvalueCount> count_eigenvalues(Linalg<T>& la, Block<const T> h, const double* above,
+                                               const Scratch<T>& scratch);
 
 }  // namespace laser

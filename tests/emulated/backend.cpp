@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "core/truncated_svd.hpp"
 #include "cuda/dense_solvers.hpp"
 #include "cuda/linalg_cuda.hpp"
 #include "cuda/rank_reduce.hpp"
@@ -288,4 +289,19 @@ EMU_EXPORT int emu_add(double alpha, float* x, double beta, float* y, int64_t co
 EMU_EXPORT int emu_trace(float* x, double* out, int64_t count, int64_t n, const int* index, int64_t selected) {
   return with_linalg<float>(count, index, selected,
                             [&](LinalgCuda<float>& la) { la.trace(Block<float>::dense(x, count, n, n), out); });
+}
+
+// out (count, 2): what count_eigenvalues finds above each level.
+EMU_EXPORT int emu_count_eigenvalues(float* h, double* above, double* out, int64_t count, int64_t n) {
+  return with_linalg<float>(count, nullptr, count, [&](LinalgCuda<float>& la) {
+    const ScratchSize size = count_eigenvalues_scratch<float>(count, n);
+    std::vector<float> elements(size.elements);
+    std::vector<double> doubles(size.doubles);
+    const std::vector<EigenvalueCount> found =
+        count_eigenvalues<float>(la, Block<float>::dense(h, count, n, n), above, {elements.data(), doubles.data()});
+    for (int64_t b = 0; b < count; ++b) {
+      out[2 * b] = found[b].above;
+      out[2 * b + 1] = found[b].unresolved;
+    }
+  });
 }
