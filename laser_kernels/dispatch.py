@@ -177,6 +177,7 @@ SPECTRAL_QUINTICS = 4
 SPECTRAL_TOP_UP = 128
 SPECTRAL_MULTIPLIES = 8
 SPECTRAL_CALLS = 400
+SPECTRAL_SLICED = 512  # kSlicedSide of csrc/cuda/linalg_cuda.cpp
 # Below this share of n the model's difference to RANDOMIZED is not to be trusted before a GPU has measured it.
 SPECTRAL_LEAST = 0.25
 
@@ -186,7 +187,9 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     share = rank / n
     rounded = SPECTRAL_SEARCHES + 3 * SPECTRAL_QUINTICS + share
     full = 2 / 3 * SPECTRAL_SEARCHES + 3 * share + 10 * share**2 + share**3
-    products = 2.0 * n**3 * (rounded / (rates.flops * (rates.half if half else 1.0)) + full / rates.block_flops)
+    halves = rates.flops * (rates.half if half else 1.0)
+    sixth = halves / 6 if half and rank >= SPECTRAL_SLICED else 0.0  # as good as float32 by six products of slices
+    products = 2.0 * n**3 * (rounded / halves + full / max(rates.block_flops, sixth))
     moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * 4.0 * n * n / rates.bytes
     block = min(n, SPECTRAL_TOP_UP)
     top_up = _randomized_seconds(n, n, block, min(rank, block), SPECTRAL_MULTIPLIES, True, False, rates, batch)

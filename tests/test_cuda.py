@@ -89,6 +89,26 @@ def test_kernel_reconstruct_agrees_with_the_cpu(shape, dtype):
     assert (out.cpu().double() - expected.double()).abs().max() <= slack * expected.abs().max().double()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_spectral_keeps_the_contract(share, dtype):
+    a = stack(2, 1280, 1100, dtype=dtype)
+    rank = round(share * 1100)
+    results, infos = lk.low_rank(a, rank, route="spectral", return_info=True)
+    for one, x, info in zip(a, results, infos, strict=True):
+        print(dtype, rank, info.iterations, info.excess_bound)
+        assert (info.route, info.status) == ("spectral", "ok")
+        assert residual(one, x) - info.rounding <= residual_bound(one, rank, 1e-3)
+
+
+def test_kernel_count_eigenvalues():
+    a = stack(2, 700, 640, dtype=torch.float32)
+    values = torch.linalg.svdvals(a.double())
+    levels = [(values[b, 199] * values[b, 200]).item() for b in range(2)]
+    found = L.count_eigenvalues(a.mT @ a, levels)
+    assert ((found[:, 0] == 200) | (found[:, 1] > 0.1)).all(), found
+
+
 def test_equal_calls_give_equal_bits():
     a = stack(4, 512, 384)
     assert torch.equal(lk.low_rank(a, 32), lk.low_rank(a, 32))

@@ -72,6 +72,18 @@ def test_a_rounded_square_reads_its_operand_once_or_transposed(emu):
         torch.testing.assert_close(c.double(), left.double() @ x.double(), rtol=0, atol=24 * 9 * 4 * ROUNDOFF**2)
 
 
+def test_large_products_in_full_are_six_of_slices(emu):
+    n = 512
+    a, b = torch.randn(1, n, n), torch.randn(1, n, n)
+    c = torch.empty(1, n, n)
+    emu.call("emu_multiply_rounded", a, False, b, True, c, 1, n, n, n, 0, None, 1)
+    exact = a.double() @ b.mT.double()
+    scale = a.double().abs() @ b.mT.double().abs()
+    error = ((c - exact).abs() / scale).max().item()
+    print(f"three slices: {error:.1e} of sum |a| |b|, float32 rounds to {eps(torch.float32) / 2:.1e}")
+    assert 0 < error <= eps(torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", [1, 40, 256, 300, 520])
 def test_inverse_factors(emu, n, dtype):

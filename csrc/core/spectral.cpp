@@ -225,7 +225,7 @@ struct Completion {
   }
 
   void multiply(Block<const T> a, Block<const T> c, Block<T> to) {
-    la.multiply(a, c, to);
+    la.multiply_rounded(a, c, to, Precision::kFull);
     products += cubes(a, c, n);
   }
 

@@ -18,11 +18,22 @@ namespace {
 // bfloat16 slices of a float32 operand: three hold its 24 significant bits.
 constexpr int kAllSlices = 3;
 
+// From this side on, six products of bfloat16 slices are faster than one in float32: by the rates of
+// laser_kernels/dispatch.py more than twice, and slicing reads and writes little beside them. Not measured.
+constexpr int64_t kSlicedSide = 512;
+
 // Matrices up to this side are factored by our kernels, larger ones by halves: there cuBLAS does most of the work.
 constexpr int64_t kSmallest = 256;
 
 // The upper left part of what factor_halves divides: a multiple of kSmallest, half of n or a little more.
 int64_t half_of(int64_t n) { return n <= kSmallest ? 0 : (n / 2 + kSmallest - 1) / kSmallest * kSmallest; }
+
+// Whether two blocks are one.
+template <typename T>
+bool identical(const Block<T>& a, const Block<T>& b) {
+  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride &&
+         a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+}
 
 // Scratch of inverse_factor for one matrix: a copy, the largest L21, and the smallest block's.
 int64_t factor_elements(int64_t n) {
@@ -65,10 +76,10 @@ int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
          8 * normalize_partials(rows, block, 1);
 }
 
-// Two slices of two operands; what inverse_factor takes.
+// All slices of two operands; what inverse_factor takes.
 template <typename T>
 int64_t linalg_cuda_square_bytes(int64_t n) {
-  const int64_t slices = std::is_same_v<T, float> ? 4 * n * n * int64_t(sizeof(BFloat16)) : 0;
+  const int64_t slices = std::is_same_v<T, float> ? 2 * kAllSlices * n * n * int64_t(sizeof(BFloat16)) : 0;
   return slices + factor_elements(n) * int64_t(sizeof(T));
 }
 
@@ -169,34 +180,46 @@ Block<const BFloat16> LinalgCuda<T>::sliced(Block<const T> x, int slices, BFloat
   return by_rows ? first : first.transposed();
 }
 
-// c = a_0 b_0 + a_0 b_1 + a_1 b_0, of which kHalf takes the first.
+// The sum of alpha a_i b_j, i + j < slices: one product, three, or six.
 template <typename T>
-void LinalgCuda<T>::multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
+void LinalgCuda<T>::multiply_slices(Block<const T> a, Block<const T> b, Block<T> c, int slices, T alpha, T beta) {
   if constexpr (std::is_same_v<T, float>) {
-    if (precision != Precision::kFull) {
-      const int slices = precision == Precision::kHalf ? 1 : 2;
-      const int64_t part_a = a.count * a.rows * a.cols, part_b = b.count * b.rows * b.cols;
-      const bool same = a.data == b.data && part_a == part_b;
-      BFloat16* data = room(context_, slices_, slices * (part_a + (same ? 0 : part_b)));
-      const Block<const BFloat16> a0 = sliced(a, slices, data);
-      Block<const BFloat16> b0 = a0;
-      if (!same) {
-        b0 = sliced(b, slices, data + slices * part_a);
-      } else if (a.col_stride != b.col_stride) {
-        b0 = a0.transposed();
+    const int64_t part_a = a.count * a.rows * a.cols, part_b = b.count * b.rows * b.cols;
+    const bool same = identical(a, b), mirrored = identical(a, b.transposed());
+    const int64_t elements = part_a + (same || mirrored ? 0 : part_b);
+    BFloat16* data = room(context_, slices_, slices * elements);
+    const Block<const BFloat16> left = sliced(a, slices, data);
+    const Block<const BFloat16> right = same       ? left
+                                        : mirrored ? left.transposed()
+                                                   : sliced(b, slices, data + slices * part_a);
+    for (int i = slices - 1; i >= 0; --i) {  // the smallest first
+      for (int j = slices - 1 - i; j >= 0; --j) {
+        Block<const BFloat16> ai = left, bj = right;
+        ai.data += i * part_a;
+        bj.data += j * part_b;
+        laser::multiply<BFloat16, float>(context_, ai, bj, c, i == slices - 1 ? beta : 1.0f, batch_, alpha);
       }
-      laser::multiply<BFloat16, float>(context_, a0, b0, c, 0.0f, batch_);
-      if (slices == 2) {
-        Block<const BFloat16> a1 = a0, b1 = b0;
-        a1.data += part_a;
-        b1.data += part_b;
-        laser::multiply<BFloat16, float>(context_, a0, b1, c, 1.0f, batch_);
-        laser::multiply<BFloat16, float>(context_, a1, b0, c, 1.0f, batch_);
-      }
-      return;
     }
   }
-  multiply(a, b, c);
+}
+
+// As good as products in T: in slices where those are faster.
+template <typename T>
+void LinalgCuda<T>::multiply_full(Block<const T> a, Block<const T> b, Block<T> c, T alpha, T beta) {
+  if (std::is_same_v<T, float> && std::min({a.rows, a.cols, b.cols}) >= kSlicedSide) {
+    multiply_slices(a, b, c, kAllSlices, alpha, beta);
+  } else {
+    laser::multiply<T, T>(context_, a, b, c, beta, batch_, alpha);
+  }
+}
+
+template <typename T>
+void LinalgCuda<T>::multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
+  if (std::is_same_v<T, double> || precision == Precision::kFull) {
+    multiply_full(a, b, c, T(1), T(0));
+  } else {
+    multiply_slices(a, b, c, precision == Precision::kHalf ? 1 : 2, T(1), T(0));
+  }
 }
 
 template <typename T>
@@ -238,11 +261,11 @@ void LinalgCuda<T>::factor_halves(Block<T> s, Block<T> w, Block<T> side, Block<T
   const Block<T> l21 = side.corner(0, 0, rest, half);
   check(zero(w.corner(0, half, half, rest), batch_.selection, context_.stream), "inverse_factor", s.count, half, rest);
   factor_halves(s.corner(0, 0, half, half), w11, side, work);
-  multiply(s21, w11.transposed(), l21);
-  laser::multiply<T, T>(context_, l21, l21.transposed(), s22, T(1), batch_, T(-1));
-  multiply(l21, w11, s21);
+  multiply_full(s21, w11.transposed(), l21, T(1), T(0));
+  multiply_full(l21, l21.transposed(), s22, T(-1), T(1));
+  multiply_full(l21, w11, s21, T(1), T(0));
   factor_halves(s22, w22, side, work);
-  laser::multiply<T, T>(context_, w22, s21, w.corner(half, 0, rest, half), T(0), batch_, T(-1));
+  multiply_full(w22, s21, w.corner(half, 0, rest, half), T(-1), T(0));
 }
 
 template <typename T>

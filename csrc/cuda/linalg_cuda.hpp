@@ -65,6 +65,9 @@ class LinalgCuda final : public Linalg<T> {
   void multiply_sliced(Block<const BFloat16> a, Block<const T> b, Block<T> c, int slices);
   // The first of x's slices, dense in x's orientation, at data; the k-th is k x.count x.rows x.cols further on.
   Block<const BFloat16> sliced(Block<const T> x, int slices, BFloat16* data);
+  // c = alpha a b + beta c with both cut into `slices` of bfloat16; float only.
+  void multiply_slices(Block<const T> a, Block<const T> b, Block<T> c, int slices, T alpha, T beta);
+  void multiply_full(Block<const T> a, Block<const T> b, Block<T> c, T alpha, T beta);
   // w = L^-1, s = L L^T, by halves; s is overwritten. side: scratch, (n/2, n/2); work: for the smallest blocks.
   void factor_halves(Block<T> s, Block<T> w, Block<T> side, Block<T> work);
 
