@@ -186,7 +186,7 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     """Per matrix of the batch."""
     share = rank / n
     rounded = SPECTRAL_SEARCHES + 3 * SPECTRAL_QUINTICS + share
-    full = 2 / 3 * SPECTRAL_SEARCHES + 3 * share + 10 * share**2 + share**3
+    full = 2 / 3 * SPECTRAL_SEARCHES + 3 * share + 15 * share**2 + 4 * share**3
     halves = rates.flops * (rates.half if half else 1.0)
     sixth = halves / 6 if half and rank >= SPECTRAL_SLICED else 0.0  # as good as float32 by six products of slices
     products = 2.0 * n**3 * (rounded / halves + full / max(rates.block_flops, sixth))

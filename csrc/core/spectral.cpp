@@ -78,8 +78,9 @@ constexpr double kTopUpShare = 0.75;
 constexpr int kCorrections = 3;
 constexpr double kStalled = 0.5;
 
-// CholeskyQR: (I + S) Omega has the condition of a square Gaussian matrix, about R.
-constexpr int kLockPasses = 4;
+// Passes of CholeskyQR. (I + S) Omega has the condition of a square Gaussian matrix, about R, and is only multiplied on
+// before kPasses more.
+constexpr int kLockPasses = 2;
 constexpr int kPasses = 2;
 
 // Deviation of a basis from an orthonormal one that is rounding, in eps sqrt(n): orthonormality_bound of

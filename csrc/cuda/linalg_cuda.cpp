@@ -71,7 +71,8 @@ E* LinalgCuda<T>::room(const CudaContext& context, DeviceArray<E>& scratch, int6
 
 template <typename T>
 int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
-  const int64_t slices = std::is_same_v<T, float> ? kAllSlices * rows * block * int64_t(sizeof(BFloat16)) : 0;
+  const int64_t sliced = rows * block + (block >= kSlicedSide ? block * block : 0);
+  const int64_t slices = std::is_same_v<T, float> ? kAllSlices * sliced * int64_t(sizeof(BFloat16)) : 0;
   return slices + rows * block * int64_t(sizeof(T)) + 8 * (column_partials(rows, block, 1) + block + 64) +
          8 * normalize_partials(rows, block, 1);
 }
@@ -141,7 +142,8 @@ void LinalgCuda<T>::weight_gram(Block<T> g) {
       return;
     }
   }
-  gram(operand_.weight, g);
+  multiply(operand_.weight.transposed(), operand_.weight, g);  // slices of a whole weight would take too much memory
+  check(mirror(g, batch_.selection, context_.stream), "gram", g.count, g.rows, g.cols);
 }
 
 template <typename T>
@@ -156,7 +158,7 @@ void LinalgCuda<T>::multiply(Block<const T> a, Block<const T> b, Block<T> c) {
 
 template <typename T>
 void LinalgCuda<T>::gram(Block<const T> a, Block<T> g) {
-  multiply(a.transposed(), a, g);
+  multiply_full(a.transposed(), a, g, T(1), T(0));
   check(mirror(g, batch_.selection, context_.stream), "gram", g.count, g.rows, g.cols);
 }
 
@@ -317,7 +319,7 @@ void LinalgCuda<T>::orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, i
     this->gram(x, gram);
     check(cholesky_inverse<T>(gram, work, factor, deviation_.get(), shifted_.get(), batch_.selection, context_.stream),
           "orthonormalize", x.count, n, l);
-    multiply(x, factor.transposed(), other);
+    multiply_full(x, factor.transposed(), other, T(1), T(0));
     copy(other, x);
   }
   check(find_defects(deviation_.get(), shifted_.get(), defect_.get(), batch_.selection, context_.stream),
