@@ -313,7 +313,7 @@ void LinalgCuda<T>::orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, i
   const Block<T> other = Block<T>::dense(data, x.count, n, l);
   const Block<T> work = Block<T>::dense(data + x.count * n * l, x.count, l, l);
   for (int pass = 0; pass < passes; ++pass) {
-    if (pass != 1) {  // one pass leaves unit columns, unless it met dependent ones; those need a third
+    if (pass % 2 == 0) {  // a pass leaves unit columns, but for dependent ones, whose length tells them in the next
       check(normalize_columns(x, batch_.selection, partial, context_.stream), "normalize_columns", x.count, n, l);
     }
     this->gram(x, gram);
