@@ -76,8 +76,9 @@ torch-cuda:  ## build with CUDA against the oldest torch we promise (2.11, CUDA 
 gpu-check:  ## on a machine with a GPU, offline: build, test, sanitize, time (GPU_CHECK=build|test|sanitize|bench for a part)
 	$(PYTHON) bench/gpu_check.py
 
-figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measured here (about 40 minutes)
+figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measured here (about 45 minutes)
 	$(PY) bench/accuracy.py --tol0 --out $(RESULTS)
+	$(PY) bench/spectral.py --out $(RESULTS)
 	$(PY) bench/speed_cpu.py --out $(RESULTS)
 	$(PY) bench/checkpoint_speed.py --out $(RESULTS)
 	$(PY) bench/experts.py --out $(RESULTS)
