@@ -55,7 +55,8 @@ def truncated_svd(
         A: (m, n), (b, m, n), or a list of matrices of any shapes; float32, float64, bfloat16 or float16; torch tensors
             or NumPy arrays (which come back as such), strided and transposed views included. Inputs that require grad
             are detached.
-        rank: an int, or a float in (0, 1] = fraction of min(m, n); or one of these per matrix.
+        rank: an int, a float in (0, 1] = fraction of min(m, n), or a rule (Threshold, MarchenkoPastur: ranks.py); or one of
+            these per matrix.
         tol: the excess, residual / tail - 1, that you accept. 0 computes in float64 to excess <= 1e-6. None: `max_iter`
             multiplications by A^T A and no judgement.
         oversample: extra columns p of the randomized block. Default: dispatch.default_block.
