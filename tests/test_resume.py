@@ -55,7 +55,13 @@ def kill_after_lines(src, dst, lines: int, *more: str, kill: int = signal.SIGKIL
     """Start the CLI, and kill it when its journal has so many lines (or when it has ended)."""
     arguments = ["reduce", str(src), str(dst), "--targets", "all", "--rank", "0.25", "--memory-budget", str(BUDGET)]
     command = [sys.executable, "-m", "laser_kernels", *arguments, "--layers", "all", *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and journal_lines(dst) < lines and time.monotonic() < deadline:
         time.sleep(0.0005)
