@@ -58,7 +58,8 @@ inline void check_dense(const char* op, const char* name, const Tensor& t) {
 // A batch of square matrices, and a level for each.
 inline void check_levels(const Tensor& h, const std::vector<double>& above) {
   check_dense("count_eigenvalues", "h", h);
-  STD_TORCH_CHECK(h.size(1) == h.size(2), "[laser_kernels::count_eigenvalues] h must be square; got ", shape_text(h));
+  STD_TORCH_CHECK(h.size(0) > 0 && h.size(1) > 0 && h.size(1) == h.size(2),
+                  "[laser_kernels::count_eigenvalues] h must be square and not empty; got ", shape_text(h));
   STD_TORCH_CHECK(int64_t(above.size()) == h.size(0),
                   "[laser_kernels::count_eigenvalues] above must hold one number per matrix (", h.size(0), "); got ",
                   above.size());

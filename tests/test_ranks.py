@@ -49,7 +49,10 @@ def test_nothing_is_told_where_nothing_can_be():
     assert count(a, 1.0)[1] > UNRESOLVED  # at the value of half the spectrum
     steep = with_spectrum(70, 60, torch.logspace(0, -9, 60, dtype=torch.float64)).float()
     assert count(steep, 1e-8)[1] > UNRESOLVED  # no Cholesky factor in float32
-    assert count(a, 0.0)[1] > UNRESOLVED
+    outlier = torch.diag(torch.cat([torch.tensor([1e4]), torch.linspace(2, 0.5, 59)]))
+    assert count(outlier, 1.01)[1] > UNRESOLVED  # float32 rounds G by more than the level
+    assert count(a, 0.0)[1] > UNRESOLVED and count(a, math.nan)[1] > UNRESOLVED
+    assert count(torch.full((9, 9), math.nan), 1.0)[1] > UNRESOLVED
     assert count(a, 30.0) == [0, 0] and count(torch.zeros(9, 9), 1.0) == [0, 0]
     h = torch.stack([a.mT @ a, torch.zeros(100, 100)])
     assert L.count_eigenvalues(h, [1.5**2, 1.0]).tolist()[1] == [0, 0]

@@ -254,8 +254,8 @@ struct Completion {
   void project() {
     multiply(g, q, gq);
     multiply(q.transposed(), gq, f);
-    la.copy(f, h);
-    la.add_symmetric(0.25, f, 0.5, h);
+    la.copy(f, h);  // what it held may be no number
+    la.add_symmetric(0.5, f, 0, h);
     multiply(q, h, r);
     la.add(1, gq, -1, r);
   }
@@ -341,7 +341,8 @@ struct Completion {
       return;
     }
     const double least = remainder - noise - progress.missing;  // at least this much is optimal
-    progress.bound += missing / (2 * certificate::larger(least, 0.1 * remainder));
+    // What Q lacks is counted as if V lacked nothing, and the other way round: hence the loop's factor for both.
+    progress.bound += certificate::kSafety * missing / (2 * certificate::larger(least, 0.1 * remainder));
     progress.status = p.tolerance.tol < 0                 ? Status::kUncertified
                       : progress.bound <= p.tolerance.tol ? Status::kOk
                                                           : Status::kRunning;
@@ -618,9 +619,10 @@ struct Projection {
     la.trace(ws.g, ws.sums);
     la.read(ws.sums, total);
     for (int64_t b = 0; b < p.count; ++b) {
-      if (!(above[b] < total[b])) {  // none can be
+      const double rounding = std::numeric_limits<T>::epsilon() * total[b];  // of h's eigenvalues
+      if (above[b] >= total[b]) {                                            // none can be
         progress[b].status = Status::kOk;
-      } else if (!(above[b] > 0)) {
+      } else if (!(above[b] > 0 && rounding <= kCountResolved * above[b])) {
         progress[b].status = Status::kPrecision;
       }
       mu[b] = above[b] > 0 ? above[b] : 1.0;

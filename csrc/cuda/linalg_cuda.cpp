@@ -26,7 +26,7 @@ constexpr int64_t kSlicedSide = 512;
 constexpr int64_t kSmallest = 256;
 
 // The upper left part of what factor_halves divides: a multiple of kSmallest, half of n or a little more.
-int64_t half_of(int64_t n) { return n <= kSmallest ? 0 : (n / 2 + kSmallest - 1) / kSmallest * kSmallest; }
+int64_t half_of(int64_t n) { return n <= kSmallest ? 0 : ((n + 1) / 2 + kSmallest - 1) / kSmallest * kSmallest; }
 
 // Whether two blocks are one.
 template <typename T>
