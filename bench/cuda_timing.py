@@ -17,11 +17,9 @@ from typing import Any
 import timing
 import torch
 
+from laser_kernels.bench.cusolver import NotReachable
+
 BACKLOG, FILLS = 1 << 29, 24  # bytes per fill; the fills take about 3 ms, the time to queue 24 short calls
-
-
-class NotReachable(RuntimeError):
-    """A peer's routine is not there: library or symbol missing."""
 
 
 class OutOfTime(RuntimeError):

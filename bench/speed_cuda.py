@@ -31,9 +31,10 @@ from typing import Any
 import cuda_peers
 import torch
 from cuda_compare import AGREEMENT, LASER, OURS, TARGET, Bench, Peers, loop, say, single
-from cuda_timing import Method, NotReachable, measure, reason
+from cuda_timing import Method, measure, reason
 from weights import Task, Weights, llama2_7b, llm_like, smollm2_matrices
 
+from laser_kernels.bench.cusolver import NotReachable
 from laser_kernels.ops import COMPILED
 
 # Products of bf16 slices in the fused reconstruction: two slices per factor, without low x low.
@@ -71,15 +72,15 @@ def cusolver(bench: Bench) -> None:
     stack, rank = bench.square.matrices[:few], task.ranks[0]
 
     def gesvdr() -> tuple[str, Method]:
-        solver = cuda_peers.CuSolver(bench.device)
+        solver = cuda_peers.TunedCuSolver(bench.device)
         setting = solver.tuned_gesvdr(stack[0], rank, partial(task.excess, 0), TARGET, bench.left(15))
         return " p={} niters={}".format(*setting), single(task, solver.gesvdr, *setting)
 
     def gesvdp() -> tuple[str, Method]:
-        return "", single(task, cuda_peers.CuSolver(bench.device).gesvdp)
+        return "", single(task, cuda_peers.TunedCuSolver(bench.device).gesvdp)
 
     def gesvda() -> tuple[str, Method]:
-        solver = cuda_peers.CuSolver(bench.device)
+        solver = cuda_peers.TunedCuSolver(bench.device)
         return "", Method(lambda i: solver.gesvda(stack, rank), lambda i, lows: task.worst(lows), few)
 
     for label, make in {"gesvdr": gesvdr, "gesvdp": gesvdp, "gesvdaStridedBatched": gesvda}.items():

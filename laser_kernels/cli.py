@@ -1,5 +1,5 @@
-"""`laser-kernels plan | reduce | verify`: arguments in, exit code out. 0 fine, 1 verify found differences, 2 an error,
-130 interrupted."""
+"""`laser-kernels plan | reduce | verify | bench`: arguments in, exit code out. 0 fine, 1 verify found differences or bench
+a wrong answer, 2 an error, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from laser_kernels.bench.command import add_arguments
 
 if TYPE_CHECKING:
     from laser_kernels.selection import Plan
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="laser-kernels",
         description="Replace weight matrices of a checkpoint by low-rank approximations.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify,bench}")
     rules = argparse.ArgumentParser(add_help=False)
     what = rules.add_argument_group("what to reduce")
     what.add_argument(
@@ -93,7 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("source", metavar="SRC")
     verify.add_argument("destination", metavar="DST")
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    bench = commands.add_parser(
+        "bench", help="time truncated SVDs against other libraries, the error beside every time"
+    )
+    add_arguments(bench, _rank)
     return parser
+
+
+def _run_bench(args: argparse.Namespace) -> int:
+    from laser_kernels.bench.command import run
+
+    return run(args)
 
 
 def _plan_of(args: argparse.Namespace) -> Plan:
@@ -262,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
     except SystemExit as leave:  # argparse has said why
         return leave.code if isinstance(leave.code, int) else 2
-    run = {"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify}[args.command]
+    run = {"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench}[args.command]
     try:
         return run(args)
     except KeyboardInterrupt:
