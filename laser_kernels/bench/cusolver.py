@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -69,14 +69,15 @@ class CuSolver:
         ut, s, vt = ut[..., :rank, :], s[..., :rank], vt[..., :rank, :]
         return ((ut.mT * s[..., None, :]) @ vt).to(like.dtype)
 
-    def _run_64(self, name: str, head: list[object], tail: Callable[[Tensor], list[object]]) -> Tensor:
-        """A call of the 64-bit interface with its workspace; info."""
+    def _run_64(self, name: str, head: Sequence[object], *tail: object) -> Tensor:
+        """A call of the 64-bit interface with its workspace; info. `tail` follows info."""
         on_device, on_host = ctypes.c_size_t(), ctypes.c_size_t()
         self._call(f"{name}_bufferSize", *head, ctypes.byref(on_device), ctypes.byref(on_host))
         work = self._empty(max(1, on_device.value), dtype=torch.uint8)
         host = ctypes.create_string_buffer(max(1, on_host.value))
         info = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self._call(name, *head, ctypes.c_void_p(work.data_ptr()), on_device, host, on_host, *tail(info))
+        result = ctypes.c_void_p(info.data_ptr())
+        self._call(name, *head, ctypes.c_void_p(work.data_ptr()), on_device, host, on_host, result, *tail)
         return info
 
     def gesvdr(self, matrix: Tensor, rank: int, oversample: int, niters: int) -> Tensor:
@@ -87,7 +88,7 @@ class CuSolver:
         sizes = [ctypes.c_int64(x) for x in (m, n, rank, oversample, niters)]
         jobs = [ctypes.c_byte(ord("S"))] * 2
         head = [self.handle, self.params, *jobs, *sizes, *self._columns(at, s, ut, vt), ctypes.c_int(self.FLOAT)]
-        info = self._run_64("cusolverDnXgesvdr", head, lambda info: [ctypes.c_void_p(info.data_ptr())])
+        info = self._run_64("cusolverDnXgesvdr", head)
         return self._product(ut, s, vt, rank, info, matrix)
 
     def gesvdp(self, matrix: Tensor, rank: int) -> Tensor:
@@ -98,8 +99,7 @@ class CuSolver:
         error = ctypes.c_double()
         head = [self.handle, self.params, ctypes.c_int(1), ctypes.c_int(1), ctypes.c_int64(m), ctypes.c_int64(n)]
         head += [*self._columns(at, s, ut, vt), ctypes.c_int(self.FLOAT)]
-        tail = lambda info: [ctypes.c_void_p(info.data_ptr()), ctypes.byref(error)]  # noqa: E731
-        info = self._run_64("cusolverDnXgesvdp", head, tail)
+        info = self._run_64("cusolverDnXgesvdp", head, ctypes.byref(error))
         return self._product(ut, s, vt, rank, info, matrix)
 
     def gesvda(self, stack: Tensor, rank: int) -> Tensor:

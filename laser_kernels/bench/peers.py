@@ -20,7 +20,7 @@ OURS = "laser_kernels"
 MAX_ITERATIONS = 16
 
 Setting = dict[str, int]
-Svd = Callable[..., tuple[Any, Any, Any]]
+Svd = Callable[..., Any]
 
 
 def oversamplings(rank: int, side: int) -> list[int]:
@@ -199,7 +199,7 @@ def ours(route: str = "auto") -> Peer:
     return Peer(name, OURS, partial(_ours_svd, route=route), partial(_ours_low_rank, route=route), batched=True)
 
 
-_NUMPY = {"take": as_numpy, "give": from_numpy, "devices": ("cpu",)}
+_NUMPY: dict[str, Any] = {"take": as_numpy, "give": from_numpy, "devices": ("cpu",)}
 _TORCH = [
     Peer("LASER's svd_lowrank", "torch", _laser, laser),
     Peer("torch.svd_lowrank", "torch", svd_lowrank, tuned=True, batched=True),

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class Bench:
             self.team.inputs(measured.files, measured.checked)
             outcomes = [Outcome(peer) for peer in self.methods]
             for outcome in outcomes:
-                self._attempt(outcome, lambda o=outcome: self._first(problem, measured, o, outcomes[0]))
+                self._attempt(outcome, partial(self._first, problem, measured, outcome, outcomes[0]))
             self._rounds(problem, measured, outcomes)
         return self._rows(problem, outcomes)
 
@@ -142,8 +143,6 @@ class Bench:
             o.samples.seconds.append(o.first.seconds)
 
     def _tune(self, problem: Problem, measured: Measured, o: Outcome) -> None:
-        stop = time.monotonic() + self.options.tuning
-
         def attempt(setting: dict[str, int]) -> tuple[float, bool]:
             o.setting, seconds = setting, math.inf
             for number in range(len(measured.files)):
@@ -158,7 +157,8 @@ class Bench:
 
         grid = oversamplings(problem.resolved, min(problem.rows, problem.cols))
         o.setting = {"oversample": grid[-1] if grid else 0, "niter": 1}
-        self._call(problem, measured, o, 0)  # first call: libraries load
+        self._call(problem, measured, o, 0)  # first call: libraries load, which is not tuning
+        stop = time.monotonic() + self.options.tuning
         found = tune(attempt, grid or [0], lambda: time.monotonic() > stop)
         if found is None:
             o.setting = {}
@@ -199,7 +199,11 @@ class Bench:
                 )
             else:
                 self.say(f"    {o.label:<42} {o.status} {o.why}")
-            details = {"problem": problem.name or None, "source": problem.source, "count": problem.count or None}
+            details: dict[str, Any] = {
+                "problem": problem.name or None,
+                "source": problem.source,
+                "count": problem.count or None,
+            }
             details |= {"samples": len(o.samples.seconds), "launches": answer.launches if answer else None}
             details |= {"reaches": o.reaches if ok else None, "why": o.why or None}
             details |= {"best_peer": best.label if ratio and best else None, "setting": o.setting or None}

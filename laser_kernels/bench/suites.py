@@ -91,7 +91,7 @@ def from_checkpoint(folder: str, targets: str, ranks: list[int | float], **value
         dtype = str(torch_dtype(stored)).removeprefix("torch.")
         found += [
             Problem(
-                *shape, rank=rank, batch=len(some), dtype=dtype, source="checkpoint", names=some, folder=folder,
+                shape[0], shape[1], rank=rank, batch=len(some), dtype=dtype, source="checkpoint", names=some, folder=folder,
                 count=len(names), **values,
             )
             for rank in ranks
@@ -117,7 +117,7 @@ def load(name: str) -> Suite:
     """
     if name not in known():
         raise ValueError(f"no suite {name!r}; known: {', '.join(known())}")
-    data = yaml.safe_load(resources.files("laser_kernels").joinpath("suites", f"{name}.yaml").read_text())
+    data = yaml.safe_load(resources.files("laser_kernels").joinpath("suites").joinpath(f"{name}.yaml").read_text())
     problems = [made for entry in data["problems"] for made in _problems(entry)]
     options = Options(**{field.name: data[field.name] for field in fields(Options) if field.name in data})
     peers = tuple(data["peers"]) if "peers" in data else None

@@ -210,14 +210,16 @@ def serve(pipe: Connection, library: str, device: str) -> None:
     except Exception as error:
         pipe.send(("error", f"{library}: {error}"))
         return
+    gc.freeze()  # what the libraries hold is not searched again after every call
     pipe.send("ready")
+    verbs: dict[str, Callable[..., Any]] = {"load": worker.load, "call": worker.call}
     while True:
         try:
             what, *arguments = pipe.recv()
         except EOFError:
             return
         try:
-            answer: Any = {"load": worker.load, "call": worker.call}[what](*arguments)
+            answer: Any = verbs[what](*arguments)
         except Exception as error:
             answer = (kind(error), (str(error).splitlines() or [type(error).__name__])[0][:200])
         gc.collect()
