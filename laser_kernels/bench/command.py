@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser, rank: Any) -> None:
 
 def _suite(args: argparse.Namespace) -> Suite:
     from laser_kernels.bench import suites
-    from laser_kernels.bench.protocol import Options
 
     asked = [name for name in ("suite", "shape", "checkpoint") if getattr(args, name)]
     if len(asked) > 1:
@@ -46,10 +45,10 @@ def _suite(args: argparse.Namespace) -> Suite:
         )
     if args.shape:
         one = suites.problem(args.shape, rank=args.rank, dtype=args.dtype, batch=args.batch, tol=args.tol, op=args.op)
-        suite = suites.Suite("", "", (one,), Options())
+        suite = suites.Suite("", "", (one,))
     elif args.checkpoint:
         found = suites.from_checkpoint(args.checkpoint, args.targets, [args.rank], tol=args.tol, op=args.op)
-        suite = suites.Suite("", "", tuple(found), Options())
+        suite = suites.Suite("", "", tuple(found))
     else:
         suite = suites.load(args.suite or "smoke")
     changed = {name: getattr(args, name) for name in ("repeats", "limit") if getattr(args, name) is not None}
@@ -124,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"missing: {line}")
     wrong = False
     with Team(device) as team:
-        bench = Bench(team, chosen, rates, suite.options, lambda line: print(line, flush=True))
+        bench = Bench(team, chosen, rates, suite, lambda line: print(line, flush=True))
         for problem in suite.problems:
             rows = bench.run(problem)
             append(args.out, rows)

@@ -10,10 +10,11 @@ from laser_kernels.bench.rows import Row
 
 def key(row: Row) -> tuple[str, ...]:
     """What must agree for two rows to measure the same."""
-    peer = (row["peer"] or "").split(" p=")[0]
-    source = (row.get("details") or {}).get("source") if isinstance(row.get("details"), dict) else None
+    found = row.get("details")
+    details = found if isinstance(found, dict) else {}
+    method = details.get("method") or row["peer"] or f"ours {row['route']}"
     names = ("op", "shape", "rank", "batch", "dtype", "device", "tol")
-    return (*(str(row.get(name)) for name in names), str(source), peer or f"ours {row['route']}")
+    return (*(str(row.get(name)) for name in names), str(details.get("source")), method)
 
 
 def compare(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -97,7 +97,14 @@ class CuSolver:
         at = matrix.float().T.contiguous()
         s, ut, vt = self._empty(n), self._empty(n, m), self._empty(n, n)
         error = ctypes.c_double()
-        head = [self.handle, self.params, ctypes.c_int(1), ctypes.c_int(1), ctypes.c_int64(m), ctypes.c_int64(n)]
+        head: list[object] = [
+            self.handle,
+            self.params,
+            ctypes.c_int(1),
+            ctypes.c_int(1),
+            ctypes.c_int64(m),
+            ctypes.c_int64(n),
+        ]
         head += [*self._columns(at, s, ut, vt), ctypes.c_int(self.FLOAT)]
         info = self._run_64("cusolverDnXgesvdp", head, ctypes.byref(error))
         return self._product(ut, s, vt, rank, info, matrix)

@@ -19,7 +19,8 @@ from laser_kernels.bench.optimum import Optimum
 from laser_kernels.bench.peers import OURS, Peer, oversamplings
 from laser_kernels.bench.problem import Problem
 from laser_kernels.bench.rates import Rates
-from laser_kernels.bench.rows import Row, row
+from laser_kernels.bench.rows import Row, row, versions
+from laser_kernels.bench.suites import Suite
 from laser_kernels.bench.team import Lost, Team
 from laser_kernels.bench.timing import Samples, rotated, spread
 from laser_kernels.bench.tuning import tune
@@ -28,23 +29,6 @@ from laser_kernels.bench.worker import Answer, Task
 GIVE_UP = 20.0  # a method this many times slower than ours in its first call is not repeated
 PATIENT = 1.0  # ... unless a call takes less than this many seconds
 CHECKED = 3  # matrices of a batch whose optimum is computed: first, middle, last
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run may spend.
-
-    Attributes:
-        repeats: interleaved rounds.
-        limit: seconds that one call may take before its process is stopped.
-        tuning: seconds per peer and problem to find its setting.
-        loop: matrices of a batch that a peer without batches is run on; its time is compared per matrix.
-    """
-
-    repeats: int = 5
-    limit: float = 60.0
-    tuning: float = 30.0
-    loop: int = 8
 
 
 @dataclass
@@ -91,8 +75,9 @@ class Measured:
 class Bench:
     """Measures problems on one device, with the given methods; ours come first."""
 
-    def __init__(self, team: Team, methods: Sequence[Peer], rates: Rates, options: Options, say: Callable[[str], None]):
-        self.team, self.methods, self.rates, self.options, self.say = team, methods, rates, options, say
+    def __init__(self, team: Team, methods: Sequence[Peer], rates: Rates, suite: Suite, say: Callable[[str], None]):
+        self.team, self.methods, self.rates, self.options, self.say = team, methods, rates, suite.options, say
+        self.suite = suite.name
 
     def run(self, problem: Problem) -> list[Row]:
         """Rows of all methods."""
@@ -199,11 +184,8 @@ class Bench:
                 )
             else:
                 self.say(f"    {o.label:<42} {o.status} {o.why}")
-            details: dict[str, Any] = {
-                "problem": problem.name or None,
-                "source": problem.source,
-                "count": problem.count or None,
-            }
+            details: dict[str, Any] = {"suite": self.suite, "problem": problem.name or None, "source": problem.source}
+            details |= {"method": o.peer.name, "rank": problem.rank, "count": problem.count or None}
             details |= {"samples": len(o.samples.seconds), "launches": answer.launches if answer else None}
             details |= {"reaches": o.reaches if ok else None, "why": o.why or None}
             details |= {"best_peer": best.label if ratio and best else None, "setting": o.setting or None}
@@ -226,6 +208,7 @@ class Bench:
                     ratio_best_peer=ratio,
                     peak_bytes=answer.peak_bytes if answer else None,
                     status=o.status,
+                    versions=versions() | {o.peer.library: self.team.versions.get(o.peer.library)},
                     tol=problem.tol,
                     details=details,
                 )

@@ -42,6 +42,11 @@ def commit() -> str | None:
     return next((line[:12] for line in lines if line.endswith(text[4:])), None)
 
 
+def versions() -> dict[str, str | None]:
+    """Of what every row depends on."""
+    return {"python": platform.python_version(), "torch": torch.__version__}
+
+
 def row(samples: Samples | None = None, **values: Any) -> Row:
     """One row with every key, the environment filled in.
 
@@ -55,7 +60,7 @@ def row(samples: Samples | None = None, **values: Any) -> Row:
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": versions(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "status": "ok",
     }

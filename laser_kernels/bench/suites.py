@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,26 @@ import yaml
 
 from laser_kernels.bench.matrices import FAMILIES
 from laser_kernels.bench.problem import DTYPES, OPS, Problem
-from laser_kernels.bench.protocol import Options
 
 SPREAD = ("shape", "rank", "dtype", "tol", "source", "batch", "op")  # a list of values makes a problem for each
 KEYS = {*SPREAD, "name", "count", "checkpoint", "targets", "inputs"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may spend.
+
+    Attributes:
+        repeats: interleaved rounds.
+        limit: seconds that one call may take before its process is stopped.
+        tuning: seconds per peer and problem to find its setting.
+        loop: matrices of a batch that a peer without batches is run on; its time is compared per matrix.
+    """
+
+    repeats: int = 5
+    limit: float = 60.0
+    tuning: float = 30.0
+    loop: int = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,7 @@ class Suite:
     name: str
     about: str
     problems: tuple[Problem, ...]
-    options: Options
+    options: Options = field(default_factory=Options)
     peers: tuple[str, ...] | None = None
     routes: tuple[str, ...] = ("auto",)
 
@@ -119,6 +135,6 @@ def load(name: str) -> Suite:
         raise ValueError(f"no suite {name!r}; known: {', '.join(known())}")
     data = yaml.safe_load(resources.files("laser_kernels").joinpath("suites").joinpath(f"{name}.yaml").read_text())
     problems = [made for entry in data["problems"] for made in _problems(entry)]
-    options = Options(**{field.name: data[field.name] for field in fields(Options) if field.name in data})
+    options = Options(**{known.name: data[known.name] for known in fields(Options) if known.name in data})
     peers = tuple(data["peers"]) if "peers" in data else None
     return Suite(name, data["about"], tuple(problems), options, peers, tuple(data.get("routes", ["auto"])))

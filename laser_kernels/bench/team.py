@@ -71,6 +71,7 @@ class Team:
 
     def __init__(self, device: str):
         self.device = device
+        self.versions: dict[str, str] = {}  # of the libraries that were started
         self._processes: dict[str, Process] = {}
         self._loaded: dict[str, Any] = {}
         self._inputs: tuple[list[str], list[int]] = ([], [])
@@ -102,8 +103,10 @@ class Team:
         try:
             if library not in self._processes:
                 self._processes[library] = Process(library, self.device)
-                if (hello := self._processes[library].ask(None, START_SECONDS)) != "ready":
-                    raise Lost(*hello)
+                kind, text = self._processes[library].ask(None, START_SECONDS)
+                if kind != "ready":
+                    raise Lost(kind, text)
+                self.versions[library] = text
             process = self._processes[library]
             if library not in self._loaded:
                 if (failed := process.ask(("load", *self._inputs), START_SECONDS)) is not None:

@@ -1,6 +1,7 @@
 """One process in which the methods of one library run: a crash, a hang or exhausted memory ends here.
 
-Started by team.py with (descriptor of a pipe, library, device). Messages over the pipe, each answered:
+Started by team.py with (descriptor of a pipe, library, device). It says ("ready", version of the library); then
+messages over the pipe, each answered:
 ("load", files, checked), ("call", Task). An answer is an Answer, or (kind, text) of what went wrong.
 """
 
@@ -205,13 +206,13 @@ def kind(error: BaseException) -> str:
 def serve(pipe: Connection, library: str, device: str) -> None:
     """Answers until the pipe is closed."""
     try:
-        importlib.import_module(library)
+        version = getattr(importlib.import_module(library), "__version__", "unknown")
         worker = Worker(library, device)
     except Exception as error:
         pipe.send(("error", f"{library}: {error}"))
         return
     gc.freeze()  # what the libraries hold is not searched again after every call
-    pipe.send("ready")
+    pipe.send(("ready", version))
     verbs: dict[str, Callable[..., Any]] = {"load": worker.load, "call": worker.call}
     while True:
         try:
