@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from laser_kernels.bench.peers import Peer
+    from laser_kernels.bench.rows import Row
     from laser_kernels.bench.suites import Suite
 
 
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser, rank: Any) -> None:
     parser.add_argument("--peers", help="comma list, all (default) or none")
     parser.add_argument("--routes", help="of ours: comma list of auto, randomized, spectral, gram_eigh, full_svd")
     parser.add_argument("--out", type=Path, metavar="FILE", help="append rows to this JSON lines file")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="a page with the pictures, and PNGs beside it")
     parser.add_argument("--repeats", type=int, help="interleaved rounds")
     parser.add_argument("--limit", type=float, help="seconds that one call may take")
     own = parser.add_argument_group("a problem of your own")
@@ -93,6 +96,22 @@ def _writable(file: Path | None) -> None:
             pass
 
 
+def _can_draw() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--html needs matplotlib: pip install 'laser-kernels[bench]'")
+
+
+def _summary(rows: list[Row]) -> list[str]:
+    """Lines about all rows together: totals of a model, exponents of growth."""
+    from laser_kernels.bench.growth import curves
+    from laser_kernels.bench.totals import totals
+
+    lines = [f"  {t.matrices} matrices, rank {t.rank}: {t.seconds:10.1f} s  {t.method}" for t in totals(rows)]
+    lines = ["the whole model at these rates:", *lines] if lines else []
+    grown = [f"  {c.along}^{c.exponent:.2f}  {c.method}  ({c.fixed})" for c in curves(rows)]
+    return lines + (["growth of time:", *grown] if grown else [])
+
+
 def run(args: argparse.Namespace) -> int:
     """
     Raises:
@@ -109,23 +128,39 @@ def run(args: argparse.Namespace) -> int:
     suite = _suite(args)
     chosen, missing = methods(args.peers, suite, args.routes, device)
     _writable(args.out)
+    if args.html:
+        _can_draw()
+        _writable(args.html)
 
     import torch
 
+    from laser_kernels.bench import precision
     from laser_kernels.bench.protocol import Bench
     from laser_kernels.bench.rates import Rates
     from laser_kernels.bench.team import Team
+
+    def say(line: str) -> None:
+        print(line, flush=True)
 
     rates = Rates(torch.device(device))
     print(f"{device}, {torch.get_num_threads()} threads; copy {rates.copy / 1e9:.1f} GB/s, float32 product "
           f"{rates.product('float32') / 1e9:.0f} GFLOP/s")  # fmt: skip
     for line in missing:
         print(f"missing: {line}")
-    wrong = False
+    made: list[Row] = []
     with Team(device) as team:
-        bench = Bench(team, chosen, rates, suite, lambda line: print(line, flush=True))
+        bench = Bench(team, chosen, rates, suite, say)
         for problem in suite.problems:
-            rows = bench.run(problem)
+            if suite.measures == "products":
+                rows = precision.run(problem, suite.name, device, say)
+            else:
+                rows = bench.run(problem)
             append(args.out, rows)
-            wrong |= any(row["peer"] is None and row["status"] != "ok" for row in rows)
-    return 1 if wrong else 0
+            made += rows
+    print("\n".join(_summary(made)))
+    if args.html:
+        from laser_kernels.bench import page
+
+        title = f"laser_kernels: {suite.name or 'own problem'} on {device}"
+        print("\n".join(map(str, page.write(args.html, made, title))))
+    return 1 if any(row["peer"] is None and row["status"] != "ok" for row in made) else 0

@@ -5,16 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from laser_kernels.bench.rows import Row
+from laser_kernels.bench.rows import Row, method
 
 
 def key(row: Row) -> tuple[str, ...]:
     """What must agree for two rows to measure the same."""
-    found = row.get("details")
-    details = found if isinstance(found, dict) else {}
-    method = details.get("method") or row["peer"] or f"ours {row['route']}"
+    details = row.get("details")
+    source = details.get("source") if isinstance(details, dict) else None
     names = ("op", "shape", "rank", "batch", "dtype", "device", "tol")
-    return (*(str(row.get(name)) for name in names), str(details.get("source")), method)
+    return (*(str(row.get(name)) for name in names), str(source), method(row))
 
 
 def compare(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -42,6 +42,11 @@ def commit() -> str | None:
     return next((line[:12] for line in lines if line.endswith(text[4:])), None)
 
 
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "laser-kernels" if name == "__main__.py" else name
+
+
 def versions() -> dict[str, str | None]:
     """Of what every row depends on."""
     return {"python": platform.python_version(), "torch": torch.__version__}
@@ -61,7 +66,7 @@ def row(samples: Samples | None = None, **values: Any) -> Row:
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "versions": versions(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "status": "ok",
     }
     if samples is not None:
@@ -70,6 +75,13 @@ def row(samples: Samples | None = None, **values: Any) -> Row:
     if made["status"] == "FAILED":
         made |= {"seconds": None, "p10": None, "p90": None, "ratio_best_peer": None}
     return made
+
+
+def method(row: Row) -> str:
+    """The method of a row, without its setting."""
+    details = row.get("details")
+    named = details.get("method") if isinstance(details, dict) else None
+    return str(named or row["peer"] or f"laser_kernels [{row['route']}]")
 
 
 def append(file: Path | None, rows: Iterable[Row]) -> None:

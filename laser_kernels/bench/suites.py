@@ -45,6 +45,7 @@ class Suite:
     options: Options = field(default_factory=Options)
     peers: tuple[str, ...] | None = None
     routes: tuple[str, ...] = ("auto",)
+    measures: str = "methods"  # or "products": precision.py
 
 
 def known() -> list[str]:
@@ -137,4 +138,5 @@ def load(name: str) -> Suite:
     problems = [made for entry in data["problems"] for made in _problems(entry)]
     options = Options(**{known.name: data[known.name] for known in fields(Options) if known.name in data})
     peers = tuple(data["peers"]) if "peers" in data else None
-    return Suite(name, data["about"], tuple(problems), options, peers, tuple(data.get("routes", ["auto"])))
+    routes, measures = tuple(data.get("routes", ["auto"])), data.get("measures", "methods")
+    return Suite(name, data["about"], tuple(problems), options, peers, routes, measures)
