@@ -27,7 +27,7 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
     Raises:
         CheckpointError: a target names nothing in this model (the message says what it has), or a rank does not fit.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     entries = [
         Entry(name, _STORED.get(str(p.dtype).removeprefix("torch."), str(p.dtype)), tuple(p.shape), 0, 0)
         for name, p in model.named_parameters()
