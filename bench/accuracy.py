@@ -26,10 +26,11 @@ from collections import Counter
 from pathlib import Path
 
 import smollm2
-import timing
 import torch
 
 import laser_kernels as lk
+from laser_kernels.bench.rows import append, row
+from laser_kernels.bench.timing import timed
 from laser_kernels.rank import resolve_rank
 
 RANKS = [0.01, 0.05, 0.10, 0.25, 0.50, 0.80]
@@ -149,7 +150,7 @@ def main() -> int:
     options = parser.parse_args()
 
     matrices = smollm2.load(smollm2.names(options.layers))
-    seconds, sigma = timing.timed(lambda: smollm2.spectra(matrices))
+    seconds, sigma = timed(lambda: smollm2.spectra(matrices))
     print(f"{len(matrices)} matrices, {torch.get_num_threads()} threads; spectra {seconds:.1f} s")
     print(
         "tol    rank |   excess  of tol | bound/excess min, median | residual "
@@ -170,7 +171,7 @@ def main() -> int:
                 flush=True,
             )
             rows.append(
-                timing.row(
+                row(
                     op="low_rank accuracy",
                     route="+".join(line["routes"]),
                     shape=f"{line['matrices']} of SmolLM2-135M",
@@ -192,7 +193,7 @@ def main() -> int:
     for problem in problems[:40]:
         print("VIOLATION", problem)
     print(f"{len(problems)} violations")
-    timing.append(options.out, rows)
+    append(options.out, rows)
     return 1 if problems else 0
 
 

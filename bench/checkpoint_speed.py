@@ -24,13 +24,14 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import peers
 import smollm2
-import timing
 import torch
 from safetensors.torch import load_file, save_file
 
 import laser_kernels as lk
+from laser_kernels.bench.peers import laser
+from laser_kernels.bench.rows import append, row
+from laser_kernels.bench.timing import interleaved, spread
 from laser_kernels.rank import resolve_rank
 
 OP = "reduce_checkpoint"
@@ -52,8 +53,7 @@ def laser_loop(rank: float, folder: Path) -> None:
     tensors = load_file(smollm2.SOURCE / "model.safetensors")
     for name in smollm2.names():
         weight = tensors[name]
-        low = peers.laser(weight, resolve_rank(rank, *weight.shape))
-        tensors[name] = low.to(weight.dtype).contiguous()
+        tensors[name] = laser(weight, resolve_rank(rank, *weight.shape)).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -64,7 +64,7 @@ def median_excess(matrices, sigma, rank: float, tol: float | None) -> float:
         batch = torch.stack([matrices[name] for name in members]).float()
         r = resolve_rank(rank, *batch.shape[1:])
         if tol is None:
-            low = torch.stack([peers.laser(matrix, r) for matrix in batch])
+            low = torch.stack([laser(matrix, r) for matrix in batch])
         else:
             low = lk.low_rank(batch, r, tol=tol)
         for name, before, after in zip(members, batch, low, strict=True):
@@ -124,7 +124,7 @@ def main() -> None:
         def clear(name: str, value: object) -> None:
             shutil.rmtree(folder)
 
-        samples = timing.interleaved(
+        samples = interleaved(
             {
                 DEFAULT: lambda: ours(rank, TIGHT, folder),
                 EQUAL: lambda: ours(rank, tol, folder),
@@ -139,7 +139,7 @@ def main() -> None:
         mine = name != PEER
         ratio = peer / taken.median
         rows.append(
-            timing.row(
+            row(
                 taken,
                 op=OP if not mine else f"{OP} tol={TIGHT if name == DEFAULT else tol:.3g}",
                 peer=None if mine else PEER,
@@ -151,10 +151,7 @@ def main() -> None:
                 ratio_best_peer=ratio if mine else None,
             )
         )
-        print(
-            f"{name:<44} {taken.median:7.2f} s ({timing.spread(taken)})  "
-            f"median excess {excess[name]:.2e}  {ratio:5.2f}x"
-        )
+        print(f"{name:<44} {taken.median:7.2f} s ({spread(taken)})  median excess {excess[name]:.2e}  {ratio:5.2f}x")
     print(
         f"(i)  default tol: time ratio {peer / samples[DEFAULT].median:.2f}, "
         f"excess ratio {excess[PEER] / excess[DEFAULT]:.1f}"
@@ -163,7 +160,7 @@ def main() -> None:
         f"(ii) tol {tol:.2e}: time ratio {peer / samples[EQUAL].median:.2f}, "
         f"excess ratio {excess[PEER] / excess[EQUAL]:.1f} (1 = equal error)"
     )
-    timing.append(options.out, rows)
+    append(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import cuda_peers
-import timing
 import torch
 from cuda_timing import Method, Outcome, Timer, ceilings, measure, reason, row
 from weights import Task, Weights, llm_like
 
 import laser_kernels as lk
+from laser_kernels.bench.rows import append
 
 TARGET = 1e-3
 AGREEMENT = 1e-3  # between info.residual and the residual measured here
@@ -50,7 +50,7 @@ class Bench:
         self.timer, self.stop = Timer(self.device), time.perf_counter() + options.budget
         self.failed, self._square = False, None
         self.ceilings, rows = ceilings(self.timer, options.dry_run)
-        timing.append(self.out, rows)
+        append(self.out, rows)
 
     def left(self, most: float) -> float:
         """Seconds for what comes next."""
@@ -72,7 +72,7 @@ class Bench:
         """A row, written at once: a run that is stopped keeps what it has measured."""
         samples = outcome.samples if outcome and outcome.status == "ok" and outcome.samples.seconds else None
         made = row(self.device, samples, **values)
-        timing.append(self.out, [made])
+        append(self.out, [made])
         return made
 
     def compare(
@@ -199,7 +199,7 @@ class Peers(dict[str, Method]):
             found = cuda_peers.tuned_svd_lowrank(
                 task.matrices[0], task.ranks[0], low_excess, TARGET, bench.timer, bench.left(seconds)
             )
-            setting = found.oversample, found.niter
+            setting = found["oversample"], found["niter"]
             method = cuda_peers.svd_lowrank
             made = single(task, method, *setting) if count == 1 else loop(task, method, count, *setting)
             return " p={} niter={}".format(*setting), made

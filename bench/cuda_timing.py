@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import timing
 import torch
 
+from laser_kernels.bench import rows
 from laser_kernels.bench.cusolver import NotReachable
+from laser_kernels.bench.timing import Samples
 
 BACKLOG, FILLS = 1 << 29, 24  # bytes per fill; the fills take about 3 ms, the time to queue 24 short calls
 
@@ -93,7 +94,7 @@ class Method:
 class Outcome:
     """What became of a method: times, the worst excess seen, or why there is none."""
 
-    samples: timing.Samples = field(default_factory=timing.Samples)
+    samples: Samples = field(default_factory=Samples)
     excess: float | None = None
     status: str = "ok"
     peak_bytes: int | None = None
@@ -230,12 +231,12 @@ def versions() -> dict[str, Any]:
     return dict(_versions)
 
 
-def row(device: torch.device, samples: timing.Samples | None, **values: Any) -> dict[str, Any]:
-    """timing.row, with this device and its software; LASER_COMMIT names the commit of a tree without .git."""
+def row(device: torch.device, samples: Samples | None, **values: Any) -> dict[str, Any]:
+    """rows.row, with this device and its software; LASER_COMMIT names the commit of a tree without .git."""
     known = {
         "device": device.type,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "versions": versions(),
-        "commit": timing.commit() or os.environ.get("LASER_COMMIT"),
+        "commit": rows.commit() or os.environ.get("LASER_COMMIT"),
     }
-    return timing.row(samples, **(known | values))
+    return rows.row(samples, **(known | values))

@@ -30,13 +30,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import peers
 import smollm2
 import torch
-from timing import timed
 
 import laser_kernels as lk
 from laser_kernels import cli
+from laser_kernels.bench.peers import laser
+from laser_kernels.bench.timing import timed
 from laser_kernels.report import Row
 
 RANK = 0.1
@@ -73,12 +73,12 @@ def compare(source: Path, destination: Path) -> dict[str, dict[str, Any]]:
     weights, stored = smollm2.load(SAMPLE, source), smollm2.load(SAMPLE, destination)
     exact = smollm2.spectra(weights)
     lk.low_rank(weights[SAMPLE[0]].float(), RANK)  # first call: libraries load
-    peers.laser(weights[SAMPLE[0]], 1)
+    laser(weights[SAMPLE[0]], 1)
     out = {}
     for name, weight in weights.items():
         single = weight.float()
         seconds, (low, info) = timed(lambda w=single: lk.low_rank(w, RANK, return_info=True))
-        laser_seconds, peer = timed(lambda w=weight, r=info.rank: peers.laser(w, r))
+        laser_seconds, peer = timed(lambda w=weight, r=info.rank: laser(w, r))
         best = smollm2.tail(exact[name], info.rank)
         out[name] = {
             "sigma": exact[name],

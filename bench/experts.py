@@ -19,18 +19,22 @@ import argparse
 import statistics
 from pathlib import Path
 
-import peers
-import timing
 import torch
-from synthetic import llm_like
 
 import laser_kernels as lk
+from laser_kernels.bench.matrices import synthetic
+from laser_kernels.bench.peers import Peer, Setting, oversamplings, peers
+from laser_kernels.bench.rows import append, row
+from laser_kernels.bench.timing import interleaved, spread, timed
+from laser_kernels.bench.tuning import tune
 
 SHAPE, RANK = (192, 576), 19
 TINY, TINY_RANK = 64, 6
 SAMPLE = 40
 TARGET = 1e-3
+ROUNDING = 1e-7  # below this excess float32 decides
 OURS, LASER = "laser_kernels, one call", "LASER's call, loop"
+LASER_CALL = "LASER's svd_lowrank"
 
 
 def excesses(stack: torch.Tensor, low: torch.Tensor, sigma: torch.Tensor, rank: int) -> list[float]:
@@ -39,14 +43,18 @@ def excesses(stack: torch.Tensor, low: torch.Tensor, sigma: torch.Tensor, rank: 
     return (residual / sigma[:, rank:].square().sum(1).sqrt() - 1).tolist()
 
 
-def loop(method, stack: torch.Tensor, *arguments) -> torch.Tensor:
+def llm_like(count: int, rows: int, cols: int) -> torch.Tensor:
+    return synthetic("llm-like", count, rows, cols, dtype=torch.float32, seed=0, device=torch.device("cpu"))
+
+
+def loop(peer: Peer, stack: torch.Tensor, **setting: int) -> torch.Tensor:
     """One call per matrix."""
-    return torch.stack([method(matrix, *arguments) for matrix in stack])
+    return torch.stack([peer.dense(matrix, RANK, **setting) for matrix in stack])
 
 
 def experts(count: int, repeats: int) -> list[dict]:
     """Part 1. Rows: ours, then the peers."""
-    stack = torch.stack([llm_like(*SHAPE, seed=seed) for seed in range(count)])
+    stack = llm_like(count, *SHAPE)
     sigma = torch.cat([torch.linalg.svdvals(part.double()) for part in stack.split(100)])
     low, infos = lk.low_rank(stack, RANK, return_info=True)
     ours = statistics.median(excesses(stack, low, sigma, RANK))
@@ -54,52 +62,54 @@ def experts(count: int, repeats: int) -> list[dict]:
     print(f"{count} experts {SHAPE[0]}x{SHAPE[1]}, rank {RANK}, {threads} threads", flush=True)
 
     few, few_sigma = stack[:SAMPLE], sigma[:SAMPLE]
-    grid = peers.oversamplings(RANK, min(SHAPE))
+    grid = oversamplings(RANK, min(SHAPE))
+    known = peers()
+    svd_lowrank, laser, gram_eigh = known["torch.svd_lowrank"], known[LASER_CALL], known["gram + torch.linalg.eigh"]
     torch.manual_seed(0)
-    loop(peers.svd_lowrank, few, RANK, grid[0], 1)  # first calls are slower
+    loop(svd_lowrank, few, oversample=grid[0], niter=1)  # first calls are slower
     calls = {
         OURS: lambda: lk.low_rank(stack, RANK),
-        LASER: lambda: loop(peers.laser, stack, RANK),
-        "gram + torch.linalg.eigh, batched": lambda: peers.gram_eigh(stack, RANK),
+        LASER: lambda: loop(laser, stack),
+        "gram + torch.linalg.eigh, batched": lambda: gram_eigh.dense(stack, RANK),
     }
     targets = {"worst <= 1e-3": (max, TARGET), "median <= ours": (statistics.median, ours)}
     found = {}
     for what, (statistic, target) in targets.items():
-        setting = peers.tune(
-            lambda p, k: loop(peers.svd_lowrank, few, RANK, p, k),
-            lambda low, of=statistic: of(excesses(few, low, few_sigma, RANK)),
-            grid,
-            max(target, 1e-7),  # below that fp32 decides
-        )
+
+        def attempt(setting: Setting, of=statistic, target=target) -> tuple[float, bool]:
+            seconds, low = timed(lambda: loop(svd_lowrank, few, **setting))
+            return seconds, of(excesses(few, low, few_sigma, RANK)) <= max(target, ROUNDING)
+
+        setting = tune(attempt, grid, lambda: False)
         if setting is None:
             print(f"  svd_lowrank: no setting of the grid has {what}")
             continue
         found[what] = setting
-        name = f"svd_lowrank {what}: p={setting.oversample} niter={setting.niter}, loop"
-        calls[name] = lambda f=setting: loop(peers.svd_lowrank, stack, RANK, f.oversample, f.niter)
+        name = f"svd_lowrank {what}: p={setting['oversample']} niter={setting['niter']}, loop"
+        calls[name] = lambda f=setting: loop(svd_lowrank, stack, **f)
     if found:
-        cheap = min(found.values(), key=lambda setting: setting.seconds)
-        name = f"svd_lowrank p={cheap.oversample} niter={cheap.niter}, batched"
-        calls[name] = lambda: peers.svd_lowrank(stack, RANK, cheap.oversample, cheap.niter)
+        cheap = min(found.values(), key=lambda s: (RANK + s["oversample"]) * (2 * s["niter"] + 1))  # products
+        name = f"svd_lowrank p={cheap['oversample']} niter={cheap['niter']}, batched"
+        calls[name] = lambda: svd_lowrank.dense(stack, RANK, **cheap)
 
     errors: dict[str, list[float]] = {}
 
     def measured(name: str, low: torch.Tensor) -> None:
         errors[name] = excesses(stack, low, sigma, RANK)
 
-    samples = timing.interleaved(calls, repeats, reference=OURS, inspect=measured)
+    samples = interleaved(calls, repeats, reference=OURS, inspect=measured)
     rows = []
     for name, taken in samples.items():
         median, worst = statistics.median(errors[name]), max(errors[name])
         ratio = taken.median / samples[OURS].median
         print(
-            f"  {name:<54} {taken.median:8.4f} s ({timing.spread(taken)})  "
+            f"  {name:<54} {taken.median:8.4f} s ({spread(taken)})  "
             f"excess {median:.1e}, worst {worst:.1e}  {ratio:6.2f}x ours",
             flush=True,
         )
         mine = name == OURS
         rows.append(
-            timing.row(
+            row(
                 taken,
                 op="low_rank experts",
                 route="+".join(sorted({info.route for info in infos})) if mine else None,
@@ -122,14 +132,15 @@ def experts(count: int, repeats: int) -> list[dict]:
 
 def overhead(calls: int) -> list[dict]:
     """Part 2. Rows: ours, then torch.linalg.svd."""
-    matrix = llm_like(TINY, TINY)
+    matrix = llm_like(1, TINY, TINY)[0]
+    svd = peers()["torch.linalg.svd"]
     sigma = torch.linalg.svdvals(matrix.double())[None]
     methods = {
         "laser_kernels": lambda: lk.low_rank(matrix, TINY_RANK),
-        "torch.linalg.svd": lambda: peers.full_svd(matrix, TINY_RANK),
+        "torch.linalg.svd": lambda: svd.dense(matrix, TINY_RANK),
     }
-    timing.interleaved(methods, 20, settle=0.0)
-    samples = timing.interleaved(methods, calls, settle=0.0)
+    interleaved(methods, 20, settle=0.0)
+    samples = interleaved(methods, calls, settle=0.0)
     ratio = samples["torch.linalg.svd"].median / samples["laser_kernels"].median
     print(f"one {TINY}x{TINY} matrix, rank {TINY_RANK}, {calls} interleaved calls")
     rows = []
@@ -140,7 +151,7 @@ def overhead(calls: int) -> list[dict]:
             f"{1e6 * taken.quantile(0.9):.1f})  excess {error:.1e}"
         )
         rows.append(
-            timing.row(
+            row(
                 taken,
                 op="low_rank call overhead",
                 peer=None if name == "laser_kernels" else name,
@@ -164,7 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append rows to this JSON lines file")
     options = parser.parse_args()
     rows = experts(options.experts, options.repeats) + overhead(options.calls)
-    timing.append(options.out, rows)
+    append(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -125,14 +125,14 @@ class Check:
             stream.write(json.dumps(self.row(done)) + "\n")
 
     def row(self, done: Done) -> dict[str, Any]:
-        """A row with the keys of bench/timing.py, and `details`."""
+        """A row with the keys of every command, and `details`."""
         values = {"op": f"gpu-check {done.part}", "device": "cuda", "gpu": self.gpu, "status": done.status}
         values |= {"command": done.command, "seconds": round(done.seconds, 1) if done.status == "ok" else None}
         try:
-            import timing
+            from laser_kernels.bench import rows
         except ImportError as error:  # no torch: still a row
             return values | {"details": f"{done.details} {error}".strip()}
-        made = timing.row(**values)
+        made = rows.row(**values)
         made["commit"] = made["commit"] or os.environ.get("LASER_COMMIT")
         made["versions"] |= {"driver": self.driver}
         return made | {"details": done.details}

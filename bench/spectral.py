@@ -23,11 +23,11 @@ from collections import Counter
 from pathlib import Path
 
 import smollm2
-import timing
 import torch
 from accuracy import layer_list
 
 from laser_kernels import dispatch, ops, testing
+from laser_kernels.bench.rows import append, row
 from laser_kernels.status import Status
 
 RANKS = [0.10, 0.25, 0.50, 0.80, 0.90]
@@ -167,7 +167,7 @@ def main() -> int:
             details = summary(some)
             print(f"tol {tol:g} {arithmetic} {kind}: {details}")
             rows.append(
-                timing.row(
+                row(
                     op="low_rank spectral",
                     route="spectral",
                     shape=kind,
@@ -179,7 +179,7 @@ def main() -> int:
                 | {"tol": tol, "arithmetic": arithmetic, "details": details}
             )
     print(f"{bad} of {len(lines)} lines fail")
-    timing.append(args.out, rows)
+    append(args.out, rows)
     return 1 if bad else 0
 
 

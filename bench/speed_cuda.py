@@ -35,6 +35,7 @@ from cuda_timing import Method, measure, reason
 from weights import Task, Weights, llama2_7b, llm_like, smollm2_matrices
 
 from laser_kernels.bench.cusolver import NotReachable
+from laser_kernels.bench.peers import gram_eigh, laser
 from laser_kernels.ops import COMPILED
 
 # Products of bf16 slices in the fused reconstruction: two slices per factor, without low x low.
@@ -44,15 +45,15 @@ ROUNDING_SLACK = 0.1  # error of a reconstruction over that of the exact product
 
 def rank10(bench: Bench) -> None:
     task, peers = Task(bench.square, 0.1), Peers()
-    peers[LASER + ", loop"] = loop(task, cuda_peers.laser, 8, comparable=False)
+    peers[LASER + ", loop"] = loop(task, laser, 8, comparable=False)
     peers.add_tuned(bench, task, 1, 15)
-    peers["gram + torch.linalg.eigh"] = single(task, cuda_peers.gram_eigh, limit=TARGET)
+    peers["gram + torch.linalg.eigh"] = single(task, gram_eigh, limit=TARGET)
     bench.compare("low_rank", task, peers, 30, peers.unreachable)
 
 
 def rank1(bench: Bench) -> None:
     task, peers = Task(bench.square, 0.01), Peers()
-    peers[LASER + ", loop"] = loop(task, cuda_peers.laser, 8, comparable=False)
+    peers[LASER + ", loop"] = loop(task, laser, 8, comparable=False)
     peers.add_tuned(bench, task, 1, 10)
     for driver in cuda_peers.DRIVERS:
         peers[f"torch.linalg.svd driver={driver}"] = single(task, cuda_peers.linalg_svd, driver, limit=TARGET)
@@ -61,7 +62,7 @@ def rank1(bench: Bench) -> None:
 
 def rank50(bench: Bench) -> None:
     task, peers = Task(Weights(bench.square.matrices[:1], (0,)), 0.5), Peers()
-    peers["gram + torch.linalg.eigh"] = single(task, cuda_peers.gram_eigh, limit=TARGET)
+    peers["gram + torch.linalg.eigh"] = single(task, gram_eigh, limit=TARGET)
     for driver in cuda_peers.DRIVERS:
         peers[f"torch.linalg.svd driver={driver}"] = single(task, cuda_peers.linalg_svd, driver, limit=TARGET)
     bench.compare("low_rank", task, peers, 40, peers.unreachable)
@@ -90,7 +91,7 @@ def cusolver(bench: Bench) -> None:
 
 def llama(bench: Bench) -> None:
     task = Task(Weights(llama2_7b(*bench.sizes.llama, bench.device), (0, 4, 6, -1)), 0.1)
-    peers = {LASER + ", loop over one layer": loop(task, cuda_peers.laser, 7, comparable=False)}
+    peers = {LASER + ", loop over one layer": loop(task, laser, 7, comparable=False)}
     bench.compare("low_rank llama2-7b", task, peers, 30, {})
 
 
@@ -98,7 +99,7 @@ def experts(bench: Bench) -> None:
     count, rows, cols = bench.sizes.experts
     some = bench.sizes.loop
     task, peers = Task(Weights(llm_like(count, rows, cols, 4, bench.device), (*range(4), -1)), 0.1), Peers()
-    peers[f"{LASER}, loop over {some}"] = loop(task, cuda_peers.laser, some, comparable=False)
+    peers[f"{LASER}, loop over {some}"] = loop(task, laser, some, comparable=False)
     peers.add_tuned(bench, task, some, 8)
     bench.compare("low_rank experts", task, peers, 30, peers.unreachable)
 
@@ -106,7 +107,7 @@ def experts(bench: Bench) -> None:
 def smollm2(bench: Bench) -> None:
     matrices, what = smollm2_matrices(bench.sizes.copies, bench.timer.cuda, bench.device)
     task = Task(Weights(matrices, range(0, len(matrices), max(1, len(matrices) // 6))), 0.1)
-    peers = {LASER + ", loop": loop(task, cuda_peers.laser, bench.sizes.loop, comparable=False)}
+    peers = {LASER + ", loop": loop(task, laser, bench.sizes.loop, comparable=False)}
     bench.compare(f"low_rank {what}", task, peers, 12, {})
 
 

@@ -10,37 +10,18 @@ from pathlib import Path
 import smollm2
 import torch
 from safetensors.torch import load_file
-from timing import ROOT
 from torch import Tensor
 
+from laser_kernels.bench.matrices import synthetic
 from laser_kernels.dispatch import default_block
 from laser_kernels.rank import resolve_rank
 
 UNKNOWN = -1.0  # the excess of a matrix whose optimum was not computed
-CHUNK = 1 << 26  # elements generated at a time
-
-
-def orthonormal(x: Tensor) -> Tensor:
-    """CholeskyQR of tall Gaussian matrices, which are well conditioned."""
-    factor = torch.linalg.cholesky(x.mT @ x)
-    return torch.linalg.solve_triangular(factor.mT, x, upper=True, left=False)
 
 
 def llm_like(count: int, rows: int, cols: int, seed: int, device: torch.device) -> Tensor:
-    """(count, rows, cols) bf16: the family of synthetic.llm_like, made on the device."""
-    made = torch.Generator(device).manual_seed(seed)
-    short, long = sorted((rows, cols))
-    spikes = max(1, short // 8)
-    sizes = 6 * torch.arange(1, spikes + 1, device=device) ** -0.6
-    stack = torch.empty(count, rows, cols, dtype=torch.bfloat16, device=device)
-    for part in stack.split(max(1, CHUNK // (rows * cols))):
-        some = len(part)
-        left, right = (
-            orthonormal(torch.randn(some, side, spikes, generator=made, device=device)) for side in (rows, cols)
-        )
-        bulk = torch.randn(some, rows, cols, generator=made, device=device) / math.sqrt(long)
-        part.copy_(torch.baddbmm(bulk, left * sizes, right.mT))
-    return stack
+    """(count, rows, cols) bf16, made on the device."""
+    return synthetic("llm-like", count, rows, cols, dtype=torch.bfloat16, seed=seed, device=device)
 
 
 def llama2_7b(hidden: int, inner: int, layers: int, device: torch.device) -> list[Tensor]:
@@ -60,7 +41,7 @@ def smollm2_matrices(copies: int, whole: bool, device: torch.device) -> tuple[li
     if whole and (smollm2.SOURCE / "model.safetensors").exists():
         found, what = list(smollm2.load(smollm2.names()).values()), "SmolLM2-135M"
     else:
-        three = load_file(Path(ROOT) / "tests" / "data" / "smollm2.safetensors")
+        three = load_file(Path(__file__).parents[1] / "tests" / "data" / "smollm2.safetensors")
         found, what = [m for m in three.values() for _ in range(copies)], f"SmolLM2-135M, 3 matrices x {copies}"
     return [matrix.to(device, copy=True) for matrix in found], what
 

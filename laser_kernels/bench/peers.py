@@ -77,6 +77,13 @@ class Peer:
     give: Callable[[Any], Tensor] = lambda x: x
     wait: Callable[[Any], Any] = lambda x: x
 
+    def dense(self, a: Any, rank: int, seed: int = 0, **setting: Any) -> Any:
+        """A_r in the peer's own arrays; in a's dtype where they are tensors."""
+        if self.low_rank is not None:
+            return self.low_rank(a, rank, seed=seed, **setting)
+        low = multiply(*self.svd(a, rank, seed=seed, **setting))
+        return low.to(a.dtype) if isinstance(low, Tensor) else low
+
     def missing(self, device: str) -> str | None:
         """Why it cannot be used on this device, or None."""
         if device not in self.devices:

@@ -26,7 +26,7 @@ from laser_kernels.bench.timing import Samples, rotated, spread
 from laser_kernels.bench.tuning import tune
 from laser_kernels.bench.worker import Answer, Task
 
-GIVE_UP = 20.0  # a method this many times slower than ours in its first call is not repeated
+GIVE_UP = 4.0  # a method this many times slower than ours in its first call is not repeated
 PATIENT = 1.0  # ... unless a call takes less than this many seconds
 CHECKED = 3  # matrices of a batch whose optimum is computed: first, middle, last
 
@@ -147,7 +147,7 @@ class Bench:
         found = tune(attempt, grid or [0], lambda: time.monotonic() > stop)
         if found is None:
             o.setting = {}
-            raise Lost("FAILED", f"no setting has excess <= {problem.tol:g} ({self.options.tuning:g} s of tuning)")
+            raise Lost("untuned", f"no setting found with excess <= {problem.tol:g} in {self.options.tuning:g} s")
         o.setting = found
 
     def _rounds(self, problem: Problem, measured: Measured, outcomes: list[Outcome]) -> None:

@@ -47,9 +47,17 @@ def _program() -> str:
     return "laser-kernels" if name == "__main__.py" else name
 
 
+def processor() -> str:
+    """The CPU's name, and the widest vector instructions that torch uses on it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{named or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def versions() -> dict[str, str | None]:
     """Of what every row depends on."""
-    return {"python": platform.python_version(), "torch": torch.__version__}
+    return {"python": platform.python_version(), "torch": torch.__version__, "cpu": processor()}
 
 
 def row(samples: Samples | None = None, **values: Any) -> Row:

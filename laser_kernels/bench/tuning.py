@@ -13,12 +13,14 @@ def tune(
 ) -> Setting | None:
     """Fastest (oversample, niter) of one pass; None where none reaches the target in time.
 
-    attempt(setting) -> (seconds, whether it reaches). For each oversampling, niter grows until the target is met or the
-    call is slower than the best so far.
+    attempt(setting) -> (seconds, whether it reaches). For each oversampling, largest first, niter grows until the target
+    is met or the call is slower than the best so far; it starts where the larger block reached, for a smaller one needs
+    at least as many.
     """
-    best, limit = None, math.inf
-    for oversample in grid:
-        for niter in range(1, MAX_ITERATIONS + 1):
+    best: Setting | None = None
+    limit, fewest = math.inf, 1
+    for oversample in sorted(grid, reverse=True):
+        for niter in range(fewest, MAX_ITERATIONS + 1):
             if expired():
                 return best
             setting = {"oversample": oversample, "niter": niter}
@@ -26,6 +28,6 @@ def tune(
             if seconds > limit:
                 break
             if reaches:
-                best, limit = setting, seconds
+                best, limit, fewest = setting, seconds, niter
                 break
     return best

@@ -145,13 +145,8 @@ class Worker:
         torch.manual_seed(task.number)
 
         def one(a: Any) -> Any:
-            if task.op == "low_rank" and peer.low_rank is not None:
-                return peer.low_rank(a, task.rank, seed=task.number, **extra)
-            found = peer.svd(a, task.rank, seed=task.number, **extra)
-            if task.op == "truncated_svd" or mine:
-                return found
-            low = multiply(*found)
-            return low.to(stack.dtype) if isinstance(low, Tensor) else low
+            method = peer.dense if task.op == "low_rank" else peer.svd
+            return method(a, task.rank, seed=task.number, **extra)
 
         def run() -> list[Any]:
             return [one(a) for a in native]
