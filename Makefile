@@ -12,7 +12,7 @@ ASAN = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=lib
 NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(wildcard csrc/*/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/emu/include/*.h python/*.?pp tests/emulated/*.?pp tests/*.cpp)
 
-.PHONY: help torch-cuda env demo demo-model test lint format cuda emu-test gpu-check bench figures clean
+.PHONY: help torch-cuda env demo demo-model test lint format cuda emu-test gpu-check bench bench-table figures clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -73,16 +73,24 @@ emu-test: $(VENV)/built  ## every CUDA kernel under the CPU emulator, then once 
 torch-cuda:  ## build with CUDA against the oldest torch we promise (2.11, CUDA 13: 4.7 GB of wheels) and run the suite
 	$(MAKE) test VENV=.venv-torch-cuda TORCH="torch==2.11.0"
 
-gpu-check:  ## on a machine with a GPU, offline: build, test, sanitize, time (GPU_CHECK=build|test|sanitize|bench for a part)
+gpu-check:  ## on a machine with a GPU, offline: build, test, sanitize, time (GPU_CHECK=build|test|sanitize|bench|suite: a part)
 	$(PYTHON) bench/gpu_check.py
+
+bench: $(VENV)/bench  ## pytest-benchmark: every op and whole calls, saved (BENCH="--benchmark-compare": beside the last run)
+	$(PY) -m pytest bench/micro -o python_files='bench_*.py' --benchmark-autosave --benchmark-group-by=func \
+	  --benchmark-columns=median,iqr,rounds $(BENCH)
+
+bench-table: $(VENV)/built  ## the tables of README and DEVNOTES from the committed results
+	$(PY) bench/table.py
 
 figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measured here (about 45 minutes)
 	$(PY) bench/accuracy.py --tol0 --out $(RESULTS)
 	$(PY) bench/spectral.py --out $(RESULTS)
-	$(PY) bench/speed_cpu.py --out $(RESULTS)
+	$(PY) -m laser_kernels bench --suite cpu --out $(RESULTS)
 	$(PY) bench/checkpoint_speed.py --out $(RESULTS)
 	$(PY) bench/experts.py --out $(RESULTS)
 	$(PY) bench/memory.py
+	$(PY) bench/table.py
 
 clean:  ## remove builds and caches, keep .venv and the demo model
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis laser_kernels/*.so

@@ -6,7 +6,6 @@ On a CPU the same code runs with a wall clock, so that the scripts can be tried 
 from __future__ import annotations
 
 import math
-import os
 import platform
 import subprocess
 import time
@@ -237,6 +236,5 @@ def row(device: torch.device, samples: Samples | None, **values: Any) -> dict[st
         "device": device.type,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "versions": versions(),
-        "commit": rows.commit() or os.environ.get("LASER_COMMIT"),
     }
     return rows.row(samples, **(known | values))

@@ -1,6 +1,6 @@
 """One offline command on a machine with a GPU: build, test, sanitize, time. `make gpu-check` runs it.
 
-    GPU_CHECK=build,test,sanitize,bench python3 bench/gpu_check.py        (default: all four)
+    GPU_CHECK=build,test,sanitize,bench,suite python3 bench/gpu_check.py        (default: all five)
 
 Takes this python3 as it is (torch with CUDA, setuptools, cmake, ninja, pybind11, pytest); no network, no venv.
   build     the extension with CUDA, in place, for sm_90a (LASER_CUDA_ARCHS to change it); LASER_PREBUILT=1: libraries that
@@ -8,7 +8,8 @@ Takes this python3 as it is (torch with CUDA, setuptools, cmake, ninja, pybind11
   test      the tests marked gpu, then the contract tests with LASER_TEST_DEVICE=cuda
   sanitize  compute-sanitizer memcheck and racecheck, on our kernels in `-m gpu -k kernel`; a sanitizer that refuses the
             device is recorded as refused
-  bench     bench/speed_cuda.py
+  bench     bench/speed_cuda.py: the figures that were promised
+  suite     laser-kernels bench --suite gpu: every peer, as far as the time goes; alone it has all of it
 Under 9 minutes (GPU_CHECK_SECONDS=530); each part has what the later ones do not need. Appends JSON lines to
 $OUT/gpu-check.jsonl, else bench/results/<gpu>-<date>.jsonl, and keeps the parts' logs in $OUT, else build/gpu-check.
 LASER_COMMIT names the commit where there is no .git. A table comes last; exit code 1 where build or test failed.
@@ -32,7 +33,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds kept for each part while earlier ones run.
-SHARES = {"build": 130, "test": 120, "sanitize": 60, "bench": 200}
+SHARES = {"build": 130, "test": 110, "sanitize": 50, "bench": 150, "suite": 80}
 CONTRACT = ("truncated_svd", "orthonormalize")  # they make their tensors on the default device
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 86  # exit code asked of compute-sanitizer
@@ -133,7 +134,6 @@ class Check:
         except ImportError as error:  # no torch: still a row
             return values | {"details": f"{done.details} {error}".strip()}
         made = rows.row(**values)
-        made["commit"] = made["commit"] or os.environ.get("LASER_COMMIT")
         made["versions"] |= {"driver": self.driver}
         return made | {"details": done.details}
 
@@ -260,7 +260,25 @@ def bench(check: Check) -> None:
     check.record("bench", state(code), seconds, shlex.join(command), last_line(text))
 
 
-PARTS = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
+def suite(check: Check) -> None:
+    """The benchmark's own suite; its rows go to the same file."""
+    limit = check.limit("suite")
+    if limit < 40:
+        check.record("suite", "skipped: no time left", 0.0)
+        return
+    command = [sys.executable, "-m", "laser_kernels", "bench", "--suite", "gpu", "--device", "cuda"]
+    command += [
+        "--budget",
+        f"{limit / 2:.0f}",
+        "--out",
+        str(check.results),
+    ]  # the problem then begun ends within the rest
+    code, text, seconds = check.run("suite", command, limit)
+    print(text, flush=True)
+    check.record("suite", state(code), seconds, shlex.join(command), last_line(text))
+
+
+PARTS = {"build": build, "test": test, "sanitize": sanitize, "bench": bench, "suite": suite}
 
 
 def chosen(text: str | None) -> list[str]:

@@ -13,6 +13,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 spec = importlib.util.spec_from_file_location("bench_gpu_check", BENCH / "gpu_check.py")
 gpu_check = sys.modules["bench_gpu_check"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpu_check)
+PARTS = ["build", "test", "sanitize", "bench", "suite"]
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def records(check):
 @pytest.mark.parametrize(
     "text, parts",
     [
-        (None, ["build", "test", "sanitize", "bench"]),
-        ("", ["build", "test", "sanitize", "bench"]),
+        (None, PARTS),
+        ("", PARTS),
         ("bench", ["bench"]),
         ("test,build", ["build", "test"]),
     ],
@@ -42,13 +43,13 @@ def test_parts_are_chosen_and_ordered(text, parts):
 
 
 def test_an_unknown_part_is_refused():
-    with pytest.raises(SystemExit, match="must name some of build, test, sanitize, bench; got speed"):
+    with pytest.raises(SystemExit, match="must name some of build, test, sanitize, bench, suite; got speed"):
         gpu_check.chosen("build,speed")
 
 
 def test_each_part_leaves_time_for_the_later_ones(check):
-    assert check.limit("build") == pytest.approx(530 - 120 - 60 - 200, abs=5)
-    assert check.limit("bench") == pytest.approx(530, abs=5)
+    assert check.limit("build") == pytest.approx(530 - sum(gpu_check.SHARES[part] for part in PARTS[1:]), abs=5)
+    assert check.limit("suite") == pytest.approx(530, abs=5)
 
 
 def test_a_command_is_stopped_at_its_limit_with_its_children(check, tmp_path):
@@ -80,8 +81,8 @@ def run_main(monkeypatch, outcomes):
 )
 def test_exit_code_is_that_of_build_and_test(check, monkeypatch, capsys, outcomes, code):
     assert run_main(monkeypatch, outcomes) == code
-    table = capsys.readouterr().out.splitlines()[-4:]
-    assert [line.split()[0] for line in table] == ["build", "test", "sanitize", "bench"]
+    table = capsys.readouterr().out.splitlines()[-len(PARTS) :]
+    assert [line.split()[0] for line in table] == PARTS
     if "build" in outcomes:  # nothing else may run on a build that failed
         assert all("skipped: no build" in line for line in table[1:])
 
@@ -89,7 +90,7 @@ def test_exit_code_is_that_of_build_and_test(check, monkeypatch, capsys, outcome
 def test_without_a_gpu_nothing_succeeds(check, monkeypatch):
     monkeypatch.setattr(gpu_check, "nvidia_smi", lambda: (None, None))
     assert run_main(monkeypatch, {}) == 1
-    assert [row["status"] for row in records(check)][1:] == ["failed: no GPU"] * 3
+    assert [row["status"] for row in records(check)][1:] == ["failed: no GPU"] * 4
 
 
 def test_rows_have_the_keys_of_every_command(check):

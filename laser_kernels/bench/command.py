@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, rank: Any) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="a page with the pictures, and PNGs beside it")
     parser.add_argument("--repeats", type=int, help="interleaved rounds")
     parser.add_argument("--limit", type=float, help="seconds that one call may take")
+    parser.add_argument("--budget", type=float, help="seconds after which no further problem is begun")
     own = parser.add_argument_group("a problem of your own")
     own.add_argument("--shape", help="4096x11008")
     own.add_argument("--checkpoint", metavar="DIR", help="the shapes and real weights of a Hugging Face folder")
@@ -148,9 +151,13 @@ def run(args: argparse.Namespace) -> int:
     for line in missing:
         print(f"missing: {line}")
     made: list[Row] = []
+    stop = math.inf if args.budget is None else time.monotonic() + args.budget
     with Team(device) as team:
         bench = Bench(team, chosen, rates, suite, say)
         for problem in suite.problems:
+            if time.monotonic() > stop:
+                say(f"left out, {args.budget:g} s are over: {problem}")
+                continue
             if suite.measures == "products":
                 rows = precision.run(problem, suite.name, device, say)
             else:

@@ -63,7 +63,7 @@ def _svg(picture: Picture) -> str:
     """Inline SVG that scales with its column; text stays text."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": picture.name}):
-        picture.figure.savefig(stream, format="svg", metadata={"Date": None})
+        picture.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

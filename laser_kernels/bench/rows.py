@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,20 +29,14 @@ KEYS = (
 MORE = ("tol", "details")  # only in rows of commands that have them
 
 
+@functools.cache
 def commit() -> str | None:
-    """The commit that is checked out, read from .git; else what LASER_COMMIT says; else None."""
-    head = ROOT / ".git" / "HEAD"
-    if not head.is_file():
-        return os.environ.get("LASER_COMMIT")
-    text = head.read_text().strip()
-    if not text.startswith("ref: "):
-        return text[:12]
-    loose = ROOT / ".git" / text[5:]
-    if loose.is_file():
-        return loose.read_text().strip()[:12]
-    packed = ROOT / ".git" / "packed-refs"
-    lines = packed.read_text().splitlines() if packed.is_file() else []
-    return next((line[:12] for line in lines if line.endswith(text[4:])), None)
+    """The commit that is checked out; where there is no checkout or no git, what LASER_COMMIT says, or None."""
+    if (ROOT / ".git").exists() and (git := shutil.which("git")):
+        done = subprocess.run([git, "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return os.environ.get("LASER_COMMIT")
 
 
 def _program() -> str:
