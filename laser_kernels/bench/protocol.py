@@ -28,6 +28,8 @@ from laser_kernels.bench.worker import Answer, Task
 
 GIVE_UP = 4.0  # a method this many times slower than ours in its first call is not repeated
 PATIENT = 1.0  # ... unless a call takes less than this many seconds
+# A shorter call is repeated until this many seconds are full: threads that the rest put to sleep take 10 ms to wake.
+SHORT = 0.1
 CHECKED = 3  # matrices of a batch whose optimum is computed: first, middle, last
 
 
@@ -43,6 +45,7 @@ class Outcome:
     reaches: bool = True
     first: Answer | None = None
     batch: int = 1
+    inner: int = 1
     status: str = "ok"
     why: str = ""
 
@@ -100,7 +103,9 @@ class Bench:
             outcome.status, outcome.why = lost.status, lost.why
 
     def _call(self, problem: Problem, measured: Measured, o: Outcome, number: int, look: bool = False) -> Answer:
-        task = Task(o.peer.name, problem.op, problem.resolved, problem.tol, number, o.setting, self.options.loop, look)
+        task = Task(
+            o.peer.name, problem.op, problem.resolved, problem.tol, number, o.setting, self.options.loop, look, o.inner
+        )
         answer = self.team.call(o.peer.library, task, self.options.limit)
         o.batch = answer.batch
         return answer
@@ -126,6 +131,8 @@ class Bench:
         slow = o.first.seconds / o.batch > GIVE_UP * (ours.first.seconds / ours.batch if ours.first else math.inf)
         if slow and o.first.seconds > PATIENT:
             o.samples.seconds.append(o.first.seconds)
+        if self.team.device == "cpu":
+            o.inner = max(1, math.ceil(SHORT / o.first.seconds))
 
     def _tune(self, problem: Problem, measured: Measured, o: Outcome) -> None:
         def attempt(setting: dict[str, int]) -> tuple[float, bool]:

@@ -39,6 +39,7 @@ class Task:
     setting: dict[str, int] = field(default_factory=dict)
     most: int = 1 << 30  # matrices a method that must loop works on
     look: bool = False
+    inner: int = 1  # calls in a row that are timed together, after one that is not
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,15 @@ class Worker:
         self.inputs = [load_file(file)["a"].clone().to(self.device) for file in files]
         self.checked = checked
 
-    def _timed(self, call: Callable[[], Any], wait: Callable[[Any], Any]) -> tuple[float, Any]:
+    def _timed(self, call: Callable[[], Any], wait: Callable[[Any], Any], inner: int) -> tuple[float, Any]:
         """After a rest; on CUDA between two events, with a cold L2 cache."""
         time.sleep(SETTLE)
         if self.flush is None:
+            value = wait(call()) if inner > 1 else None
             start = time.perf_counter()
-            value = wait(call())
-            return time.perf_counter() - start, value
+            for _ in range(inner):
+                value = wait(call())
+            return (time.perf_counter() - start) / inner, value
         self.flush.zero_()
         torch.cuda.synchronize()
         if self.library not in ("torch", OURS):  # its own stream
@@ -156,7 +159,7 @@ class Worker:
         else:
             launches = None
         memory = Memory(self.device) if task.look else None
-        seconds, results = self._timed(run, peer.wait)
+        seconds, results = self._timed(run, peer.wait, task.inner)
         peak = memory.peak(peer.library) if memory else None
         infos: list[Any] = []
         if mine:
