@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="for weights and workspace, as 1GiB",
     )
+    rules.add_argument(
+        "--output",
+        choices=["dense", "factored"],
+        default="dense",
+        help="dense (default): in the weight's place, for every loader; factored: smaller, for laser_kernels.load_factored",
+    )
     rules.add_argument("--json", action="store_true", help="print the result as JSON")
 
     plan = commands.add_parser("plan", parents=[rules], help="print what reduce would do; reads headers only")
@@ -184,13 +190,12 @@ def _run_plan(args: argparse.Namespace) -> int:
 
     plan = _plan_of(args)
     with Reader(args.source) as reader:
-        work = prepare(reader, plan, args.memory_budget)
+        work = prepare(reader, plan, args.memory_budget, args.output)
         rows = plan_rows(work, args.tol, resolve_devices(args.device)[0])
         total = sum(row["seconds"] for row in rows)
-        source_bytes = sum(shard.header.file_size for shard in reader.shards)
-    chosen = sum(
-        entry.nbytes for la in work.layouts for entry in la.entries if entry.name in {row["name"] for row in rows}
-    )
+        source_bytes = reader.nbytes
+    chosen = sum(len(group.matrices) * group.written_bytes for group in work.groups)
+    parameters = [work.source_parameters, work.output_parameters]
     if args.json:
         result = {
             **{
@@ -201,8 +206,9 @@ def _run_plan(args: argparse.Namespace) -> int:
             **{"seconds": total, "source_bytes": source_bytes, "output_bytes": work.output_bytes},
             **{
                 "reduced_bytes": chosen,
+                "parameters": parameters,
                 "fp8_to_bf16": len(work.fp8),
-                "notes": list(work.selection.notes),
+                "notes": list(work.notes),
             },
         }
         print(json.dumps(result, indent=1))
@@ -226,7 +232,9 @@ def _run_plan(args: argparse.Namespace) -> int:
     )
     print(f"source {_size(source_bytes)}, output {_size(work.output_bytes)}", end="")
     print(f" ({len(work.fp8)} fp8 weights become bf16)" if work.fp8 else "")
-    for note in work.selection.notes:
+    if work.factored:
+        print("parameters {:,}, output {:,}; {} tensors become factors".format(*parameters, len(work.factored)))
+    for note in work.notes:
         print(f"note: {note}")
     return 0
 
@@ -244,6 +252,7 @@ def _run_reduce(args: argparse.Namespace) -> int:
         memory_budget=args.memory_budget,
         resume=args.resume,
         on_nonfinite=args.on_nonfinite,
+        output=args.output,
     )
     for note in report.notes:
         print(f"laser-kernels: note: {note}", file=sys.stderr)

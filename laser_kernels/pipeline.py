@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import Reader
-from laser_kernels.layout import Convert, Copy, Group, ShardLayout, Step
+from laser_kernels.factors import unpack
+from laser_kernels.layout import Convert, Copy, Group, Matrix, ShardLayout, Step
 from laser_kernels.quantized import block_of, dequantize, scale_name
 from laser_kernels.report import Row
 from laser_kernels.writer import Writer
@@ -178,6 +179,16 @@ def load(reader: Reader, source: int, group: Group) -> Loaded:
     return loaded
 
 
+def load_written(reader: Reader, shard: int, group: Group, matrix: Matrix) -> torch.Tensor:
+    """A matrix (m, n) of a group as the output's shard holds it, its factors multiplied in float64."""
+    written = Loaded(replace(group, dtype=group.stored_dtype, matrices=(matrix,)))
+    reader.read_into(shard, matrix.target, written.view[: group.written_bytes])
+    if not group.factored:
+        return written.tensor[0]
+    b, a = unpack(written.tensor[0], group.rank)
+    return b.double() @ a.double()
+
+
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without numpy."""
     import ctypes
@@ -198,7 +209,7 @@ def _write_step(writer: Writer, reader: Reader, job: Job, layout: ShardLayout) -
         assert job.loaded is not None
         for slot, matrix in enumerate(step.matrices):
             start = slot * step.matrix_bytes
-            writer.write(shard, matrix.target, job.loaded.view[start : start + step.matrix_bytes])
+            writer.write(shard, matrix.target, job.loaded.view[start : start + step.written_bytes])
 
 
 def run(
@@ -212,7 +223,8 @@ def run(
     """Do all steps that the writer's journal does not hold.
 
     Groups are handed out in the order of the steps, each to whichever of `computes` is free: one runs in the calling
-    thread, the others in threads of their own. A compute changes the tensor in place.
+    thread, the others in threads of their own. A compute changes the tensor in place, into what is
+    to be written.
     `limit`: bytes of weights that may be in memory at once. The first exception of any thread is raised; the other
     threads have ended by then.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import yaml
 
 from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
+from laser_kernels.shard import DTYPE_BITS
 
 if TYPE_CHECKING:
     from laser_kernels.info import Info
@@ -24,6 +25,8 @@ KEPT = "kept_nonfinite"
 @dataclass(frozen=True)
 class Row:
     """One reduced matrix: a tensor, or expert `index` of a fused one. `shape` is the matrix's, `dtype` as written.
+
+    `parameters` and `bytes` are [before, after]: after is r (m + n) numbers where `factored`, all m n else.
 
     The rest is `laser_kernels.info.Info`. None stands for what does not exist: all of it where status is
     "kept_nonfinite" (NaN or Inf: the weight was left as it was).
@@ -42,26 +45,67 @@ class Row:
     iterations: int | None = None
     status: str = KEPT
     seconds: float | None = None
+    factored: bool = False
+    parameters: tuple[int, int] | None = None
+    bytes: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
         return self.name if self.index is None else f"{self.name}[{self.index}]"
 
     @staticmethod
-    def of(name: str, index: int | None, shape: tuple[int, int], dtype: str, info: Info | None) -> Row:
-        """The row of a matrix; `info` None: it was kept."""
-        if info is None:
-            return Row(name, index, shape, dtype)
-        fields = {key: _finite(value) for key, value in vars(info).items()}
-        return Row(name, index, shape, dtype, **fields)
+    def of(
+        name: str,
+        index: int | None,
+        shape: tuple[int, int],
+        dtype: str,
+        info: Info | None,
+        factored: bool = False,
+        source_dtype: str | None = None,
+    ) -> Row:
+        """The row of a matrix; `info` None: it was kept. `source_dtype` where it is not that of the result."""
+        fields = {} if info is None else {key: _finite(value) for key, value in vars(info).items()}
+        before = after = shape[0] * shape[1]
+        if factored and info is not None:
+            after = info.rank * sum(shape)
+        nbytes = before * DTYPE_BITS[source_dtype or dtype] // 8, after * DTYPE_BITS[dtype] // 8
+        return Row(name, index, shape, dtype, **fields, factored=factored, parameters=(before, after), bytes=nbytes)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Row:
-        return Row(**{**data, "shape": tuple(data["shape"])})
+        pairs = {key: tuple(data[key]) for key in ("shape", "parameters", "bytes") if data.get(key)}
+        return Row(**{**data, **pairs})
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The result of reducing a model in memory: iterates over `rows`, one per matrix, in the order of the parameters.
+
+    `notes`: what a reader should know, shared parameters for example.
+    """
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def sizes(self) -> dict[str, list[int]]:
+        """Parameters and bytes of the reduced matrices together, each [before, after]."""
+        return {"parameters": _total(row.parameters for row in self), "bytes": _total(row.bytes for row in self)}
+
+
+def _total(pairs: Iterable[tuple[int, int] | None]) -> list[int]:
+    before, after = zip(*(pair or (0, 0) for pair in pairs), strict=True)
+    return [sum(before), sum(after)]
 
 
 @dataclass(frozen=True)
@@ -71,11 +115,12 @@ class Report:
     Attributes:
         rows: one per reduced matrix, in the order of the tensors.
         plan: the rules, as `Plan.as_dict` gives them.
-        settings: tol, seed, device, memory_budget, on_nonfinite.
+        settings: tol, seed, device, memory_budget, on_nonfinite, output.
         source: the name of the source folder (not its path), architecture, file fingerprint.
         versions: of laser_kernels, torch, python.
         notes: what a reader should know; files that were not copied.
         tensors, bytes: counts of the checkpoint.
+        sizes: parameters and bytes (headers included) of the checkpoint, each [before, after].
         run: a hash of what decides the output.
         seconds: wall time of the (last) run.
     """
@@ -90,6 +135,7 @@ class Report:
     tensors: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    sizes: dict[str, list[int]] = field(default_factory=dict)
     format: int = field(default=1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +160,8 @@ class Report:
         reduced = len(self.rows) - kept
         text = f"{reduced} matrices reduced in {self.seconds:.1f} s, "
         text += f"{relative_residual(self.rows):.1%} of their norm removed"
+        if self.sizes and self.sizes["parameters"][0] != self.sizes["parameters"][1]:
+            text += "; {:,} parameters instead of {:,}".format(*reversed(self.sizes["parameters"]))
         return text + (f"; {kept} kept (NaN or Inf)" if kept else "")
 
 
