@@ -18,13 +18,15 @@ def shrinks(rows: int, cols: int, rank: int) -> bool:
 
 
 def factor_names(weight: str) -> tuple[str, str]:
-    """What the factors of the tensor `weight` are called: those of a LowRankLinear in its module's place."""
+    """What the factors of the tensor `weight` are called, A first, as safetensors orders them: the parameters of a
+    LowRankLinear in its module's place."""
     module = weight.removesuffix("weight")
-    return module + "B", module + "A"
+    return module + "A", module + "B"
 
 
 def factor_shapes(rows: int, cols: int, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (rows, rank), (rank, cols)
+    """Shapes of A and B, in the order of their names."""
+    return (rank, cols), (rows, rank)
 
 
 def factor(
@@ -65,13 +67,13 @@ def factor(
 
 
 def pack(b: Tensor, a: Tensor, place: Tensor) -> None:
-    """Lay the factors of each matrix at the beginning of its place: B, and A behind it. `place` (b, m, n) is dense."""
-    flat, split, end = place.view(len(place), -1), b[0].numel(), b[0].numel() + a[0].numel()
-    flat[:, :split] = b.flatten(1)
-    flat[:, split:end] = a.flatten(1)
+    """Lay the factors of each matrix at the beginning of its place: A, and B behind it. `place` (b, m, n) is dense."""
+    flat, split, end = place.view(len(place), -1), a[0].numel(), a[0].numel() + b[0].numel()
+    flat[:, :split] = a.flatten(1)
+    flat[:, split:end] = b.flatten(1)
 
 
 def unpack(place: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors that `pack` laid into a dense (m, n), as views."""
+    """The factors B and A that `pack` laid into a dense (m, n), as views."""
     (rows, cols), flat = place.shape, place.view(-1)
-    return flat[: rows * rank].view(rows, rank), flat[rows * rank : rank * (rows + cols)].view(rank, cols)
+    return flat[rank * cols : rank * (rows + cols)].view(rows, rank), flat[: rank * cols].view(rank, cols)

@@ -69,7 +69,7 @@ class Matrix:
 class Group:
     """Matrices of one shape, dtype and rank that are reduced in one call. `dtype` is that of the source.
 
-    What they become is A_r, or, `factored`, B (m, r) and behind it A (r, n): in the file as in memory, where the factors
+    What they become is A_r, or, `factored`, A (r, n) and behind it B (m, r): in the file as in memory, where the factors
     take the beginning of the place that the matrix had.
     """
 
