@@ -91,7 +91,9 @@ class LowRankLinear(nn.Module):
         sizes = (rows, cols) if transposed else (cols, rows)
         made = cls(*sizes, rank, False, transposed=transposed, device=weight.device, dtype=weight.dtype)
         made.bias = module.bias  # type: ignore[assignment]
-        return made.train(module.training).requires_grad_(weight.requires_grad)
+        for parameter in (made.B, made.A):
+            parameter.requires_grad_(weight.requires_grad)
+        return made.train(module.training)
 
     @classmethod
     def from_linear(

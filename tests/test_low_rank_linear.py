@@ -109,6 +109,13 @@ def test_gradients_reach_both_factors():
     torch.testing.assert_close(low.A.grad, low.B.detach().mT @ of_weight)
 
 
+def test_a_frozen_weight_leaves_the_bias_as_it_is():
+    module = layer("linear")
+    module.weight.requires_grad_(False)
+    low = lk.LowRankLinear.from_linear(module, 3)
+    assert not low.A.requires_grad and not low.B.requires_grad and low.bias.requires_grad
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_from_factors(transposed):
     b, a, bias = gaussian(20, 3, 1), gaussian(3, 10, 2), gaussian(1, 10 if transposed else 20, 3)[0]
@@ -218,7 +225,7 @@ def test_it_can_be_done_twice_and_keeps_training_flags():
     lk.factorize_model_(model, {"rules": [{"targets": "fc_up", "rank": 3}]})
     lk.factorize_model_(model, {"rules": [{"targets": "fc_in", "rank": 4}]})
     low = [layer.mlp.up_proj for layer in model.model.layers]
-    assert [m.A.requires_grad and m.B.requires_grad for m in low] == [True, False, True] and all(
+    assert [(m.A.requires_grad, m.B.requires_grad) for m in low] == [(flag, flag) for flag in (True, False, True)] and all(
         m.training for m in low
     )
     ranks = model.config.laser_kernels["ranks"]
