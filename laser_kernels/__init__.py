@@ -7,6 +7,7 @@ from laser_kernels.factored import load_factored
 from laser_kernels.factorization import Factorization, factorize
 from laser_kernels.factorize_model import factorize_model_
 from laser_kernels.info import Info
+from laser_kernels.lora_output import reduce_to_lora
 from laser_kernels.low_rank_linear import LowRankLinear
 from laser_kernels.models import reduce_model_, reduced
 from laser_kernels.ranks import MarchenkoPastur, Threshold
@@ -41,6 +42,7 @@ __all__ = [
     "low_rank",
     "reduce_checkpoint",
     "reduce_model_",
+    "reduce_to_lora",
     "reduced",
     "svdvals",
     "truncated_svd",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from laser_kernels import reduce_command
 from laser_kernels.bench.command import add_arguments
 
 if TYPE_CHECKING:
@@ -76,27 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="for weights and workspace, as 1GiB",
     )
-    rules.add_argument(
-        "--output",
-        choices=["dense", "factored"],
-        default="dense",
-        help="dense (default): in the weight's place, for every loader; factored: smaller, for laser_kernels.load_factored",
-    )
     rules.add_argument("--json", action="store_true", help="print the result as JSON")
 
     plan = commands.add_parser("plan", parents=[rules], help="print what reduce would do; reads headers only")
     plan.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
+    reduce_command.add_output(plan)
     reduce = commands.add_parser("reduce", parents=[rules], help="write a reduced copy of a checkpoint")
-    reduce.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
-    reduce.add_argument("destination", metavar="DST", help="folder to make")
-    reduce.add_argument("--seed", type=int, default=0, help="of the random sketches (0)")
-    reduce.add_argument("--resume", action="store_true", help="finish what an interrupted run left in DST")
-    reduce.add_argument(
-        "--on-nonfinite",
-        choices=["error", "keep"],
-        default="error",
-        help="what to do with a weight that holds NaN or Inf",
-    )
+    reduce_command.add_arguments(reduce)
     verify = commands.add_parser("verify", help="compare a reduced copy with its source and its report")
     verify.add_argument("source", metavar="SRC")
     verify.add_argument("destination", metavar="DST")
@@ -240,27 +227,7 @@ def _run_plan(args: argparse.Namespace) -> int:
 
 
 def _run_reduce(args: argparse.Namespace) -> int:
-    from laser_kernels.reduce import reduce_checkpoint
-
-    report = reduce_checkpoint(
-        args.source,
-        args.destination,
-        _plan_of(args),
-        tol=args.tol,
-        seed=args.seed,
-        device=args.device,
-        memory_budget=args.memory_budget,
-        resume=args.resume,
-        on_nonfinite=args.on_nonfinite,
-        output=args.output,
-    )
-    for note in report.notes:
-        print(f"laser-kernels: note: {note}", file=sys.stderr)
-    print(
-        report.to_json() if args.json else f"{args.destination}: {report.summary()}",
-        end="" if args.json else "\n",
-    )
-    return 0
+    return reduce_command.run(args, _plan_of(args))
 
 
 def _run_verify(args: argparse.Namespace) -> int:

@@ -54,14 +54,19 @@ def split_targets(selection: Selection, reader: Reader) -> tuple[frozenset[str],
 
 def stays_dense(target: Target, family: Architecture | None) -> str | None:
     """Why a reduced weight is not written as factors; None where it is. Sees names and shapes only."""
+    if shrinks(target.rows, target.cols, target.rank):
+        return not_linear(target, family)
+    return not_linear(target, family) or "factors of its rank are not smaller"
+
+
+def not_linear(target: Target, family: Architecture | None) -> str | None:
+    """Why a weight may be no Linear module's own; None where it is one. Sees names and shapes only."""
     if target.experts is not None or ".experts." in target.name:
         return "transformers holds the experts of a layer in one parameter, not in Linear modules"
     if not target.name.endswith(".weight"):
         return "it is not the weight of a module"
     if layer_of(target.name) is None or (family is not None and not family.aliases_of(target.name)):
         return "it may be no Linear module, or share its weight with another (embeddings, heads, routers)"
-    if not shrinks(target.rows, target.cols, target.rank):
-        return "factors of its rank are not smaller"
     return None
 
 

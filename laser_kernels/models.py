@@ -50,7 +50,8 @@ class Piece:
         """What the report says of it."""
         rows, cols = self.weight.shape
         dtype = _STORED[str(self.weight.dtype).removeprefix("torch.")]
-        return Row.of(self.name, self.index, (rows, cols), dtype, info, factored)
+        stored = self.rank * (rows + cols) if factored else None
+        return Row.of(self.name, self.index, (rows, cols), dtype, info, stored)
 
 
 def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Selection:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import Reader
-from laser_kernels.factors import unpack
-from laser_kernels.layout import Convert, Copy, Group, Matrix, ShardLayout, Step
+from laser_kernels.layout import Convert, Copy, Group, ShardLayout, Step
 from laser_kernels.quantized import block_of, dequantize, scale_name
 from laser_kernels.report import Row
 from laser_kernels.writer import Writer
@@ -177,16 +176,6 @@ def load(reader: Reader, source: int, group: Group) -> Loaded:
             for first, last in row_blocks(reader, matrix.name):
                 loaded.tensor[slot, first:last] = dequantized_rows(reader, matrix.name, matrix.index, first, last)
     return loaded
-
-
-def load_written(reader: Reader, shard: int, group: Group, matrix: Matrix) -> torch.Tensor:
-    """A matrix (m, n) of a group as the output's shard holds it, its factors multiplied in float64."""
-    written = Loaded(replace(group, dtype=group.stored_dtype, matrices=(matrix,)))
-    reader.read_into(shard, matrix.target, written.view[: group.written_bytes])
-    if not group.factored:
-        return written.tensor[0]
-    b, a = unpack(written.tensor[0], group.rank)
-    return b.double() @ a.double()
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from laser_kernels.info import Info
 from laser_kernels.journal import JOURNAL_NAME
 from laser_kernels.layout import DEFAULT_BUDGET, Group
 from laser_kernels.progress import Progress, automatic
-from laser_kernels.report import KEPT, Report, Row, model_card
+from laser_kernels.report import KEPT, Report, Row, model_card, versions
 from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import Plan
 from laser_kernels.work import Work, as_plan, prepare
@@ -41,18 +40,6 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    import torch
-
-    import laser_kernels
-
-    return {
-        "laser_kernels": laser_kernels.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the bits of the output, by the words in which a refused resume names it."""
     return {
@@ -60,7 +47,7 @@ def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[st
         "plan": work.plan.as_dict(),
         "selected tensors": _digest([asdict(target) for target in work.selection.targets]),
         **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget", "output")},
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -73,9 +60,9 @@ def compute_with(tol: float, seed: int, device: str, on_nonfinite: str) -> pipel
             work = place.bring(tensor)
             infos = reduce_group(work, group, tol, seed, on_nonfinite)
             place.take_back(work, tensor)
-        shape, form = (group.rows, group.cols), (group.factored, group.dtype)
+        shape, stored = (group.rows, group.cols), group.written_numbers if group.factored else None
         return [
-            Row.of(matrix.name, matrix.index, shape, group.stored_dtype, info, *form)
+            Row.of(matrix.name, matrix.index, shape, group.stored_dtype, info, stored, group.dtype)
             for matrix, info in zip(group.matrices, infos, strict=True)
         ]
 
@@ -214,7 +201,7 @@ def reduce_checkpoint(
                     "architecture": work.selection.architecture,
                     "fp8_to_bf16": len(work.fp8),
                 },
-                versions=_versions(),
+                versions=versions(),
                 run=_digest(who),
                 notes=notes,
                 tensors=len(reader.tensors),

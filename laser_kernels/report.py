@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,24 @@ if TYPE_CHECKING:
 KEPT = "kept_nonfinite"
 
 
+def versions() -> dict[str, str]:
+    """Of what decides the bits of a result."""
+    import torch
+
+    import laser_kernels
+
+    return {
+        "laser_kernels": laser_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 @dataclass(frozen=True)
 class Row:
     """One reduced matrix: a tensor, or expert `index` of a fused one. `shape` is the matrix's, `dtype` as written.
 
-    `parameters` and `bytes` are [before, after]: after is r (m + n) numbers where `factored`, all m n else.
+    `parameters` and `bytes` are [before, after]: m n numbers, but where it is `factored` those of its factors.
 
     The rest is `laser_kernels.info.Info`. None stands for what does not exist: all of it where status is
     "kept_nonfinite" (NaN or Inf: the weight was left as it was).
@@ -60,16 +74,17 @@ class Row:
         shape: tuple[int, int],
         dtype: str,
         info: Info | None,
-        factored: bool = False,
+        stored: int | None = None,
         source_dtype: str | None = None,
     ) -> Row:
-        """The row of a matrix; `info` None: it was kept. `source_dtype` where it is not that of the result."""
+        """The row of a matrix; `info` None: it was kept. `stored`: how many numbers its factors have, where it has become
+        factors; `source_dtype`: its dtype before, where that is not the result's."""
         fields = {} if info is None else {key: _finite(value) for key, value in vars(info).items()}
-        before = after = shape[0] * shape[1]
-        if factored and info is not None:
-            after = info.rank * sum(shape)
+        before = shape[0] * shape[1]
+        after = before if stored is None else stored
         nbytes = before * DTYPE_BITS[source_dtype or dtype] // 8, after * DTYPE_BITS[dtype] // 8
-        return Row(name, index, shape, dtype, **fields, factored=factored, parameters=(before, after), bytes=nbytes)
+        sizes: dict[str, Any] = {"factored": stored is not None, "parameters": (before, after), "bytes": nbytes}
+        return Row(name, index, shape, dtype, **fields, **sizes)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Row:
@@ -79,6 +94,16 @@ class Row:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
+
+
+def total_sizes(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Parameters and bytes of these matrices together, each [before, after]."""
+
+    def total(key: str) -> list[int]:
+        pairs = [getattr(row, key) or (0, 0) for row in rows]  # reports of old have none
+        return [sum(pair[side] for pair in pairs) for side in (0, 1)]
+
+    return {key: total(key) for key in ("parameters", "bytes")}
 
 
 @dataclass(frozen=True)
@@ -100,12 +125,7 @@ class ModelReport:
     @property
     def sizes(self) -> dict[str, list[int]]:
         """Parameters and bytes of the reduced matrices together, each [before, after]."""
-        return {"parameters": _total(row.parameters for row in self), "bytes": _total(row.bytes for row in self)}
-
-
-def _total(pairs: Iterable[tuple[int, int] | None]) -> list[int]:
-    before, after = zip(*(pair or (0, 0) for pair in pairs), strict=True)
-    return [sum(before), sum(after)]
+        return total_sizes(self.rows)
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,8 @@ class Report:
         versions: of laser_kernels, torch, python.
         notes: what a reader should know; files that were not copied.
         tensors, bytes: counts of the checkpoint.
-        sizes: parameters and bytes (headers included) of the checkpoint, each [before, after].
+        sizes: parameters and bytes (headers included) of the checkpoint, each [before, after]; for an adapter, of the
+            weights that it changes and of itself.
         run: a hash of what decides the output.
         seconds: wall time of the (last) run.
     """

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
 from laser_kernels.errors import CheckpointError
+from laser_kernels.factors import unpack
 from laser_kernels.layout import Convert, Copy, Group, Matrix, ShardLayout
-from laser_kernels.pipeline import converted_pieces, dequantized_rows, load, load_written, raw_bytes
+from laser_kernels.pipeline import Loaded, converted_pieces, dequantized_rows, load, raw_bytes
 from laser_kernels.report import KEPT, Report, Row
 from laser_kernels.work import Work, as_plan, prepare
 
@@ -120,6 +121,8 @@ def verify(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Verifica
             return Verification((f"{destination}: is unfinished: it holds {', '.join(leftovers)}",), 0, 0)
         with Reader(destination) as after:
             report = Report.load(destination / REPORT_NAME)
+            if report.settings.get("output") == "lora":
+                raise CheckpointError(f"{destination}: is an adapter, not a checkpoint: there is nothing to compare")
             work = prepare(before, as_plan(report.plan), output=report.settings.get("output", "dense"))
             found = _headers(before, after, work.layouts) + _side_files(before, after, work)
             if found:
@@ -221,6 +224,16 @@ def _converted(before: Reader, step: Convert, after: Reader, shard: int) -> bool
     return True
 
 
+def _written(reader: Reader, shard: int, group: Group, matrix: Matrix) -> torch.Tensor:
+    """A matrix (m, n) of a group as the output's shard holds it, its factors multiplied in float64."""
+    written = Loaded(replace(group, dtype=group.stored_dtype, matrices=(matrix,)))
+    reader.read_into(shard, matrix.target, written.view[: group.written_bytes])
+    if not group.factored:
+        return written.tensor[0]
+    b, a = unpack(written.tensor[0], group.rank)
+    return b.double() @ a.double()
+
+
 def _matrix(
     before: Reader,
     layout: ShardLayout,
@@ -231,7 +244,7 @@ def _matrix(
     row: Row,
 ) -> list[str]:
     original = load(before, layout.source, replace(group, matrices=(matrix,))).tensor[0]
-    result = load_written(after, shard, group, matrix)
+    result = _written(after, shard, group, matrix)
     if row.status == KEPT:
         same = raw_bytes(original) == raw_bytes(result)
         return [] if same else [f"{matrix.label}: was kept for NaN or Inf, yet differs from the source"]

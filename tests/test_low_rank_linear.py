@@ -225,8 +225,8 @@ def test_it_can_be_done_twice_and_keeps_training_flags():
     lk.factorize_model_(model, {"rules": [{"targets": "fc_up", "rank": 3}]})
     lk.factorize_model_(model, {"rules": [{"targets": "fc_in", "rank": 4}]})
     low = [layer.mlp.up_proj for layer in model.model.layers]
-    assert [(m.A.requires_grad, m.B.requires_grad) for m in low] == [(flag, flag) for flag in (True, False, True)] and all(
-        m.training for m in low
-    )
+    assert [(m.A.requires_grad, m.B.requires_grad) for m in low] == [
+        (flag, flag) for flag in (True, False, True)
+    ] and all(m.training for m in low)
     ranks = model.config.laser_kernels["ranks"]
     assert {ranks[f"model.layers.0.mlp.{name}_proj"] for name in ("up", "gate")} == {3, 4} and len(ranks) == 6
