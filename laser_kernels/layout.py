@@ -46,6 +46,11 @@ class Convert:
     nbytes: int
 
 
+def key_of(label: str) -> int:
+    """What keys the random sketch of a matrix: a hash of its name, whatever else is reduced beside it."""
+    return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") >> 1
+
+
 @dataclass(frozen=True)
 class Matrix:
     """One matrix to reduce: a tensor, or expert `index` of one. Offsets count from the start of the files."""
@@ -117,11 +122,6 @@ class ShardLayout:
     entries: tuple[Entry, ...]
     size: int
     steps: tuple[Step, ...]
-
-
-def key_of(label: str) -> int:
-    """What keys the random sketch of a matrix: a hash of its name, whatever else is reduced beside it."""
-    return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def stored_dtype(dtype: str) -> str:

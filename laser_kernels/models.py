@@ -22,7 +22,7 @@ from laser_kernels.shard import Entry
 from laser_kernels.work import as_plan
 
 # torch's names of dtypes as safetensors spells them; what is not here is not reducible.
-_STORED = {
+STORED = {
     **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
     **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "uint8": "U8", "int8": "I8", "int32": "I32"},
 }
@@ -49,7 +49,7 @@ class Piece:
     def row(self, info: Info, factored: bool = False) -> Row:
         """What the report says of it."""
         rows, cols = self.weight.shape
-        dtype = _STORED[str(self.weight.dtype).removeprefix("torch.")]
+        dtype = STORED[str(self.weight.dtype).removeprefix("torch.")]
         stored = self.rank * (rows + cols) if factored else None
         return Row.of(self.name, self.index, (rows, cols), dtype, info, stored)
 
@@ -69,7 +69,7 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
     """
     config: Any = getattr(model, "config", None)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    entries = [_entry(name, p, _STORED.get(str(p.dtype).removeprefix("torch."), "?")) for name, p in parameters.items()]
+    entries = [_entry(name, p, STORED.get(str(p.dtype).removeprefix("torch."), "?")) for name, p in parameters.items()]
     entries += [_entry(name, b, _BUFFER) for name, b in model.named_buffers(remove_duplicate=False)]
     selection = select(entries, config.to_dict() if hasattr(config, "to_dict") else {}, as_plan(plan))
     for target in selection.targets:
@@ -90,7 +90,7 @@ def _refuse_special(name: str, p: nn.Parameter) -> None:
         )
     if p.is_meta:
         raise CheckpointError(f"{name}: is on the meta device, so it holds no numbers: load the model's weights first")
-    if _STORED[str(p.dtype).removeprefix("torch.")] not in FLOATING:
+    if STORED[str(p.dtype).removeprefix("torch.")] not in FLOATING:
         raise CheckpointError(
             f"{name}: is {p.dtype} with factors in another tensor: reduce_checkpoint reads such weights"
         )
