@@ -99,6 +99,7 @@ def test_conv1d_is_turned_to_what_peft_expects(tmp_path):
 
 
 @pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gpt2], ids=["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers, of PEFT
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # PEFT, of GPT-2's Conv1D; it sets it
 def test_peft_loads_it_and_the_model_is_the_reduced_one(tmp_path, make):
     peft = pytest.importorskip("peft", reason="loads the adapter: pip install 'laser-kernels[peft]'")
