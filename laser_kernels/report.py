@@ -249,6 +249,11 @@ def model_card(report: Report, original: str | None) -> str:
     lines += ["", f"- matrices reduced: {len(reduced)}"]
     lines += [f"- removed: {relative_residual(reduced):.2%} of their Frobenius norm"]
     lines += [f"- tol {report.settings['tol']}, seed {report.settings['seed']}"]
+    factored = sum(row.factored for row in reduced)
+    if factored:
+        sizes = "{:,} parameters, not {:,}".format(*reversed(report.sizes["parameters"]))
+        lines += [f"- {factored} of them are stored as two factors, `X.weight` as `X.B` `X.A`: {sizes}"]
+        lines += ["- `laser_kernels.load_factored` loads it; `from_pretrained` fills these weights with random numbers"]
     lines += [f"- left as they were, for NaN or Inf: {', '.join(f'`{label}`' for label in kept)}"] if kept else []
     lines += [f"- note: {note}" for note in report.notes]
     lines += [

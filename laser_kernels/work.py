@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laser_kernels.checkpoint import INDEX_NAME, Reader, read_json
+from laser_kernels.checkpoint import Reader
 from laser_kernels.factored import as_factored, split_targets
 from laser_kernels.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out, output_index
 from laser_kernels.quantized import fp8_weights, without_quantization
@@ -55,7 +55,7 @@ class Work:
         """The index of the output, None where it is the source's or there is none."""
         if reader.index is None or not (self.fp8 or self.factored):
             return None
-        return output_index(read_json(reader.folder / INDEX_NAME), self.layouts)
+        return output_index(reader.index, self.layouts)
 
 
 def as_plan(plan: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:

@@ -74,7 +74,10 @@ def test_weights_become_factors_in_their_own_shard(tmp_path, shards):
             source = name if name in old["weight_map"] else name[:-1] + "weight"
             assert old["weight_map"][source] == file
         assert new["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
-    assert lk.verify(src, dst).ok
+    verified = lk.verify(src, dst)
+    assert verified.ok and (verified.reduced, verified.untouched) == (10, 16)
+    card = (dst / "README.md").read_text()
+    assert "8 of them are stored as two factors" in card and "load_factored" in card
 
 
 @pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gpt2], ids=["llama", "gpt2"])
