@@ -3,8 +3,13 @@
 from laser_kernels.api import SVD, choose, explain, low_rank, svdvals, truncated_svd
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.errors import CheckpointError, NonFiniteError
+from laser_kernels.factored import load_factored
 from laser_kernels.factorization import Factorization, factorize
+from laser_kernels.factorize_model import factorize_model_
 from laser_kernels.info import Info
+from laser_kernels.lora_output import reduce_to_lora
+from laser_kernels.low_rank_linear import LowRankLinear
+from laser_kernels.models import reduce_model_, reduced
 from laser_kernels.ranks import MarchenkoPastur, Threshold
 from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.report import Report
@@ -19,6 +24,7 @@ __all__ = [
     "EscalationWarning",
     "Factorization",
     "Info",
+    "LowRankLinear",
     "MarchenkoPastur",
     "NonFiniteError",
     "Plan",
@@ -31,8 +37,13 @@ __all__ = [
     "choose",
     "explain",
     "factorize",
+    "factorize_model_",
+    "load_factored",
     "low_rank",
     "reduce_checkpoint",
+    "reduce_model_",
+    "reduce_to_lora",
+    "reduced",
     "svdvals",
     "truncated_svd",
     "verify",

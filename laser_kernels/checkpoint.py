@@ -155,6 +155,11 @@ class Reader:
                 raise CheckpointError(f"{self.folder / INDEX_NAME}: puts tensor {name!r} in {file}, which lacks it")
         return found
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards together."""
+        return sum(shard.header.file_size for shard in self.shards)
+
     def __enter__(self) -> Reader:
         return self
 

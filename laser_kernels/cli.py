@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from laser_kernels import reduce_command
 from laser_kernels.bench.command import add_arguments
 
 if TYPE_CHECKING:
@@ -80,17 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", parents=[rules], help="print what reduce would do; reads headers only")
     plan.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
+    reduce_command.add_output(plan)
     reduce = commands.add_parser("reduce", parents=[rules], help="write a reduced copy of a checkpoint")
-    reduce.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
-    reduce.add_argument("destination", metavar="DST", help="folder to make")
-    reduce.add_argument("--seed", type=int, default=0, help="of the random sketches (0)")
-    reduce.add_argument("--resume", action="store_true", help="finish what an interrupted run left in DST")
-    reduce.add_argument(
-        "--on-nonfinite",
-        choices=["error", "keep"],
-        default="error",
-        help="what to do with a weight that holds NaN or Inf",
-    )
+    reduce_command.add_arguments(reduce)
     verify = commands.add_parser("verify", help="compare a reduced copy with its source and its report")
     verify.add_argument("source", metavar="SRC")
     verify.add_argument("destination", metavar="DST")
@@ -184,13 +177,12 @@ def _run_plan(args: argparse.Namespace) -> int:
 
     plan = _plan_of(args)
     with Reader(args.source) as reader:
-        work = prepare(reader, plan, args.memory_budget)
+        work = prepare(reader, plan, args.memory_budget, args.output)
         rows = plan_rows(work, args.tol, resolve_devices(args.device)[0])
         total = sum(row["seconds"] for row in rows)
-        source_bytes = sum(shard.header.file_size for shard in reader.shards)
-    chosen = sum(
-        entry.nbytes for la in work.layouts for entry in la.entries if entry.name in {row["name"] for row in rows}
-    )
+        source_bytes = reader.nbytes
+    chosen = sum(len(group.matrices) * group.written_bytes for group in work.groups)
+    parameters = [work.source_parameters, work.output_parameters]
     if args.json:
         result = {
             **{
@@ -201,8 +193,9 @@ def _run_plan(args: argparse.Namespace) -> int:
             **{"seconds": total, "source_bytes": source_bytes, "output_bytes": work.output_bytes},
             **{
                 "reduced_bytes": chosen,
+                "parameters": parameters,
                 "fp8_to_bf16": len(work.fp8),
-                "notes": list(work.selection.notes),
+                "notes": list(work.notes),
             },
         }
         print(json.dumps(result, indent=1))
@@ -226,32 +219,15 @@ def _run_plan(args: argparse.Namespace) -> int:
     )
     print(f"source {_size(source_bytes)}, output {_size(work.output_bytes)}", end="")
     print(f" ({len(work.fp8)} fp8 weights become bf16)" if work.fp8 else "")
-    for note in work.selection.notes:
+    if work.factored:
+        print("parameters {:,}, output {:,}; {} tensors become factors".format(*parameters, len(work.factored)))
+    for note in work.notes:
         print(f"note: {note}")
     return 0
 
 
 def _run_reduce(args: argparse.Namespace) -> int:
-    from laser_kernels.reduce import reduce_checkpoint
-
-    report = reduce_checkpoint(
-        args.source,
-        args.destination,
-        _plan_of(args),
-        tol=args.tol,
-        seed=args.seed,
-        device=args.device,
-        memory_budget=args.memory_budget,
-        resume=args.resume,
-        on_nonfinite=args.on_nonfinite,
-    )
-    for note in report.notes:
-        print(f"laser-kernels: note: {note}", file=sys.stderr)
-    print(
-        report.to_json() if args.json else f"{args.destination}: {report.summary()}",
-        end="" if args.json else "\n",
-    )
-    return 0
+    return reduce_command.run(args, _plan_of(args))
 
 
 def _run_verify(args: argparse.Namespace) -> int:

@@ -7,11 +7,13 @@ once or twice. What is left to do never changes what a step is: that makes a res
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from laser_kernels.errors import CheckpointError
-from laser_kernels.quantized import SCALE_SUFFIX, scale_name
+from laser_kernels.factors import factor_names, factor_shapes
+from laser_kernels.quantized import scale_name
 from laser_kernels.selection import Target
 from laser_kernels.shard import DTYPE_BITS, Entry, Header, build_header
 
@@ -20,6 +22,10 @@ GROUP_BYTES = 64 << 20  # beyond this a larger batch gains nothing
 GROUPS_IN_BUDGET = 16  # being read, worked on (in float32, with workspace), being written
 WORK_BYTES = 12  # per element, what a reduction holds beside the weight: two float32 copies and the bases
 DEFAULT_BUDGET = 4 << 30
+
+
+Kind = TypeVar("Kind", bound=Hashable)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Convert:
     nbytes: int
 
 
+def key_of(label: str) -> int:
+    """What keys the random sketch of a matrix: a hash of its name, whatever else is reduced beside it."""
+    return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") >> 1
+
+
 @dataclass(frozen=True)
 class Matrix:
     """One matrix to reduce: a tensor, or expert `index` of one. Offsets count from the start of the files."""
@@ -56,19 +67,23 @@ class Matrix:
 
     @property
     def key(self) -> int:
-        """What keys the random sketch of this matrix: a hash of its name, whatever else is reduced beside it."""
-        return int.from_bytes(hashlib.blake2b(self.label.encode(), digest_size=8).digest(), "little") >> 1
+        return key_of(self.label)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Matrices of one shape, dtype and rank that are reduced in one call. `dtype` is that of the source."""
+    """Matrices of one shape, dtype and rank that are reduced in one call. `dtype` is that of the source.
+
+    What they become is A_r, or, `factored`, A (r, n) and behind it B (m, r): in the file as in memory, where the factors
+    take the beginning of the place that the matrix had.
+    """
 
     rows: int
     cols: int
     dtype: str
     rank: int
-    matrices: tuple[Matrix, ...]
+    factored: bool = False
+    matrices: tuple[Matrix, ...] = ()
 
     @property
     def stored_dtype(self) -> str:
@@ -76,8 +91,18 @@ class Group:
 
     @property
     def matrix_bytes(self) -> int:
-        """Bytes of one matrix as it is written."""
+        """Bytes of one matrix in the dtype that is written."""
         return self.rows * self.cols * DTYPE_BITS[self.stored_dtype] // 8
+
+    @property
+    def written_numbers(self) -> int:
+        """Numbers that are written for one matrix."""
+        return self.rank * (self.rows + self.cols) if self.factored else self.rows * self.cols
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that are written for one matrix."""
+        return self.written_numbers * DTYPE_BITS[self.stored_dtype] // 8
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +134,18 @@ def group_bytes(budget: int) -> int:
     return max(1, min(GROUP_BYTES, budget // GROUPS_IN_BUDGET))
 
 
+def batches(items: Iterable[tuple[Kind, int, Item]], limit: int) -> Iterator[tuple[Kind, list[Item]]]:
+    """Items (kind, nbytes, item) of one kind together, in their order, with at most `limit` bytes beyond the first."""
+    waiting: dict[Kind, list[Item]] = {}
+    for kind, nbytes, item in items:
+        members = waiting.setdefault(kind, [])
+        if members and (len(members) + 1) * nbytes > limit:
+            yield kind, members
+            members = waiting[kind] = []
+        members.append(item)
+    yield from waiting.items()
+
+
 def check_budget(targets: Sequence[Target], budget: int) -> None:
     """Raise CheckpointError if a single matrix needs more memory than the budget."""
     for target in targets:
@@ -126,33 +163,35 @@ def lay_out(
     targets: Sequence[Target],
     fp8: Collection[str],
     budget: int,
+    factored: Collection[str] = (),
 ) -> tuple[ShardLayout, ...]:
     """The output files for the source `shards` (name, header), in their order.
 
     Args:
         targets: what is reduced, in the order of the tensors.
-        fp8: the block-scaled fp8 weights; all of them become bf16 and their factors are left out.
+        fp8: the block-scaled fp8 weights; all of them become bf16 and their scales are left out.
         budget: bytes of memory; decides how many matrices share a call.
+        factored: the targets that become factors.
     """
     chosen = {target.name: (order, target) for order, target in enumerate(targets)}
     layouts = []
     for position, (file, header) in enumerate(shards):
-        places = _places(header, set(fp8))
+        places = _places(header, set(fp8), {name: chosen[name][1] for name in factored})
         if places is None:
-            continue  # nothing but factors
+            continue  # nothing but scales
         raw, entries = places
         at = {entry.name: len(raw) + entry.begin for entry in entries}
-        steps = (*_copies(header, at, chosen, fp8), *_groups(header, at, chosen, budget))
+        steps = (*_copies(header, at, chosen, fp8), *_groups(header, at, chosen, budget, factored))
         end = max((entry.end for entry in entries), default=0)
         layouts.append(ShardLayout(file, position, raw, entries, len(raw) + end, steps))
     return tuple(layouts)
 
 
-def _places(header: Header, fp8: set[str]) -> tuple[bytes, tuple[Entry, ...]] | None:
-    """Header bytes and entries of the output: the source's own where no dtype changes."""
-    factors = {scale_name(name) for name in fp8}
-    kept = [entry for entry in header.entries if entry.name not in factors]
-    if len(kept) == len(header.entries) and not any(entry.name in fp8 for entry in kept):
+def _places(header: Header, fp8: set[str], factored: Mapping[str, Target]) -> tuple[bytes, tuple[Entry, ...]] | None:
+    """Header bytes and entries of the output: the source's own where no dtype, name or shape changes."""
+    scales = {scale_name(name) for name in fp8}
+    kept = [entry for entry in header.entries if entry.name not in scales]
+    if len(kept) == len(header.entries) and not any(entry.name in fp8 or entry.name in factored for entry in kept):
         return header.raw, header.entries
     if not kept:
         return None
@@ -160,7 +199,15 @@ def _places(header: Header, fp8: set[str]) -> tuple[bytes, tuple[Entry, ...]] | 
         if entry.dtype not in DTYPE_BITS:
             raise CheckpointError(f"{entry.name}: cannot move a tensor of the unknown dtype {entry.dtype!r}")
     kept.sort(key=lambda entry: (entry.begin, entry.end))
-    shaped = [(e.name, stored_dtype(e.dtype) if e.name in fp8 else e.dtype, e.shape) for e in kept]
+    shaped: list[tuple[str, str, tuple[int, ...]]] = []
+    for e in kept:
+        dtype = stored_dtype(e.dtype) if e.name in fp8 else e.dtype
+        if e.name in factored:
+            target = factored[e.name]
+            names, shapes = factor_names(e.name), factor_shapes(target.rows, target.cols, target.rank)
+            shaped += [(name, dtype, shape) for name, shape in zip(names, shapes, strict=True)]
+        else:
+            shaped.append((e.name, dtype, e.shape))
     return build_header(shaped, header.metadata)
 
 
@@ -192,35 +239,38 @@ def _cut(run: Copy) -> Iterator[Copy]:
 
 
 def _groups(
-    header: Header, at: Mapping[str, int], chosen: Mapping[str, tuple[int, Target]], budget: int
+    header: Header,
+    at: Mapping[str, int],
+    chosen: Mapping[str, tuple[int, Target]],
+    budget: int,
+    factored: Collection[str],
 ) -> Iterator[Group]:
-    """Batches of equal (shape, dtype, rank), in file order, none larger than the budget allows."""
-    limit = group_bytes(budget)
-    waiting: dict[tuple[int, int, str, int], list[Matrix]] = {}
-    for entry in sorted(header.entries, key=lambda e: (e.begin, e.end)):
-        if entry.name not in chosen:
-            continue
-        order, target = chosen[entry.name]
-        kind = (target.rows, target.cols, target.dtype, target.rank)
-        count = target.experts or 1
-        step_in, step_out = (
-            entry.nbytes // count,
-            target.rows * target.cols * DTYPE_BITS[stored_dtype(target.dtype)] // 8,
-        )
-        for expert in range(count):
-            members = waiting.setdefault(kind, [])
-            if members and (len(members) + 1) * step_out > limit:
-                yield Group(*kind, tuple(members))
-                members = waiting[kind] = []
-            source = header.data_start + entry.begin + expert * step_in
-            index = None if target.experts is None else expert
-            members.append(Matrix(entry.name, index, order, source, at[entry.name] + expert * step_out))
-    for kind, members in waiting.items():
-        yield Group(*kind, tuple(members))
+    """Batches of equal (shape, dtype, rank, form), in file order, none larger than the budget allows."""
+
+    def matrices() -> Iterator[tuple[Group, int, Matrix]]:
+        for entry in sorted(header.entries, key=lambda e: (e.begin, e.end)):
+            if entry.name not in chosen:
+                continue
+            order, target = chosen[entry.name]
+            kind = Group(target.rows, target.cols, target.dtype, target.rank, entry.name in factored)
+            count = target.experts or 1
+            start = at[factor_names(entry.name)[0] if kind.factored else entry.name]
+            for expert in range(count):
+                index = None if target.experts is None else expert
+                source = header.data_start + entry.begin + expert * (entry.nbytes // count)
+                yield (
+                    kind,
+                    kind.matrix_bytes,
+                    Matrix(entry.name, index, order, source, start + expert * kind.matrix_bytes),
+                )
+
+    for kind, members in batches(matrices(), group_bytes(budget)):
+        yield replace(kind, matrices=tuple(members))
 
 
 def output_index(index: Mapping[str, object], layouts: Sequence[ShardLayout]) -> dict[str, object]:
-    """The index of a checkpoint whose names or sizes changed: factors gone, total_size that of the output."""
+    """The index of a checkpoint whose names or sizes changed: each name in the place of the one it came from, and
+    total_size that of the output."""
     weight_map = index["weight_map"]
     assert isinstance(weight_map, Mapping)
     kept = {entry.name for layout in layouts for entry in layout.entries}
@@ -232,6 +282,9 @@ def output_index(index: Mapping[str, object], layouts: Sequence[ShardLayout]) ->
         "total_size": total,
     }
     result["weight_map"] = {
-        name: file for name, file in weight_map.items() if name in kept or not name.endswith(SCALE_SUFFIX)
+        name: file
+        for old, file in weight_map.items()
+        for name in ((old,) if old in kept else factor_names(old))
+        if name in kept
     }
     return result

@@ -198,7 +198,7 @@ def _write_step(writer: Writer, reader: Reader, job: Job, layout: ShardLayout) -
         assert job.loaded is not None
         for slot, matrix in enumerate(step.matrices):
             start = slot * step.matrix_bytes
-            writer.write(shard, matrix.target, job.loaded.view[start : start + step.matrix_bytes])
+            writer.write(shard, matrix.target, job.loaded.view[start : start + step.written_bytes])
 
 
 def run(
@@ -212,7 +212,8 @@ def run(
     """Do all steps that the writer's journal does not hold.
 
     Groups are handed out in the order of the steps, each to whichever of `computes` is free: one runs in the calling
-    thread, the others in threads of their own. A compute changes the tensor in place.
+    thread, the others in threads of their own. A compute changes the tensor in place, into what is
+    to be written.
     `limit`: bytes of weights that may be in memory at once. The first exception of any thread is raised; the other
     threads have ended by then.
     """

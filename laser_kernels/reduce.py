@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels import pipeline
-from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
+from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader
 from laser_kernels.devices import Place, resolve_devices, workers
 from laser_kernels.errors import CheckpointError, NonFiniteError
+from laser_kernels.factors import factor, pack
 from laser_kernels.info import Info
 from laser_kernels.journal import JOURNAL_NAME
-from laser_kernels.layout import (
-    DEFAULT_BUDGET,
-    Group,
-    output_index,
-)
+from laser_kernels.layout import DEFAULT_BUDGET, Group
 from laser_kernels.progress import Progress, automatic
-from laser_kernels.quantized import without_quantization
-from laser_kernels.report import KEPT, Report, Row, model_card
-from laser_kernels.run import EscalationWarning
+from laser_kernels.report import KEPT, Report, Row, model_card, versions
+from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import Plan
 from laser_kernels.work import Work, as_plan, prepare
 from laser_kernels.writer import Writer, check_destination, check_space
@@ -38,22 +33,11 @@ if TYPE_CHECKING:
 
 WEIGHTS_IN_BUDGET = 4  # a quarter of the budget for weights in flight, the rest for the reduction's workspace
 ON_NONFINITE = ("error", "keep")
+OUTPUTS = ("dense", "factored")
 
 
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    import laser_kernels
-
-    return {
-        "laser_kernels": laser_kernels.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +46,8 @@ def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[st
         "source": reader.fingerprint(),
         "plan": work.plan.as_dict(),
         "selected tensors": _digest([asdict(target) for target in work.selection.targets]),
-        **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget")},
-        "versions": _versions(),
+        **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget", "output")},
+        "versions": versions(),
     }
 
 
@@ -76,8 +60,9 @@ def compute_with(tol: float, seed: int, device: str, on_nonfinite: str) -> pipel
             work = place.bring(tensor)
             infos = reduce_group(work, group, tol, seed, on_nonfinite)
             place.take_back(work, tensor)
+        shape, stored = (group.rows, group.cols), group.written_numbers if group.factored else None
         return [
-            Row.of(matrix.name, matrix.index, (group.rows, group.cols), group.stored_dtype, info)
+            Row.of(matrix.name, matrix.index, shape, group.stored_dtype, info, stored, group.dtype)
             for matrix, info in zip(group.matrices, infos, strict=True)
         ]
 
@@ -85,25 +70,34 @@ def compute_with(tol: float, seed: int, device: str, on_nonfinite: str) -> pipel
 
 
 def reduce_group(work: torch.Tensor, group: Group, tol: float, seed: int, on_nonfinite: str) -> list[Info | None]:
-    """Reduces the matrices (b, m, n) of a group in place. None for those that `on_nonfinite` "keep" leaves as they are."""
-    import laser_kernels as lk
+    """Turns the matrices (b, m, n) of a group into what is written. None for those that `on_nonfinite` "keep" leaves."""
+
+    def become(weights: torch.Tensor, keys: list[int]) -> list[Info]:
+        import laser_kernels as lk
+
+        if group.factored:
+            b, a, infos = factor(weights, group.rank, tol=tol, seed=seed, key=keys)
+            pack(b, a, weights)
+            return infos
+        _, infos = lk.low_rank(weights, group.rank, tol=tol, seed=seed, key=keys, out=weights, return_info=True)
+        return infos
 
     keys = [matrix.key for matrix in group.matrices]
     infos: list[Info | None] = [None] * len(keys)
     try:
-        _, found = lk.low_rank(work, group.rank, tol=tol, seed=seed, key=keys, out=work, return_info=True)
-        return list(found)
+        return list(become(work, keys))
     except NonFiniteError as error:
         labels = [group.matrices[index].label for index in error.indices]
         if on_nonfinite == "error":
+            keep = ", or leave it as it is with --on-nonfinite keep" if not group.factored else ""
             raise CheckpointError(
                 f"{', '.join(labels[:5])}: holds NaN or Inf, so it has no low-rank approximation: repair it, "
-                "leave it out of the plan, or leave it as it is with --on-nonfinite keep"
+                f"leave it out of the plan{keep}"
             ) from error
         good = [index for index in range(len(keys)) if index not in set(error.indices)]
     if good:  # without the bad ones; they are never written to
-        part, some = work[good], [keys[index] for index in good]
-        _, found = lk.low_rank(part, group.rank, tol=tol, seed=seed, key=some, out=part, return_info=True)
+        part = work[good]
+        found = become(part, [keys[index] for index in good])
         work[good] = part
         for index, info in zip(good, found, strict=True):
             infos[index] = info
@@ -137,6 +131,7 @@ def reduce_checkpoint(
     memory_budget: int | None = None,
     resume: bool = False,
     on_nonfinite: str = "error",
+    output: str = "dense",
     progress: Progress | None = None,
 ) -> Report:
     """Write to `dst` the checkpoint `src` with the weights that `plan` names replaced by low-rank approximations.
@@ -150,7 +145,9 @@ def reduce_checkpoint(
         device: "cpu", "cuda", "cuda:1", a list like "cuda:0,cuda:1", each of which takes its share, or "auto".
         memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call.
         resume: go on with what an interrupted run left in `dst`; the result is bitwise that of one run.
-        on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are.
+        on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are (dense output only).
+        output: "dense" writes A_r in the weight's place: every loader takes it, nothing is smaller. "factored" writes B and
+            A in the place of weights that this makes smaller, for `load_factored`; the others as "dense".
         progress: called with (bytes done, bytes in all, name); None: a bar or lines on stderr.
 
     Returns:
@@ -163,12 +160,12 @@ def reduce_checkpoint(
     """
     started = time.perf_counter()
     source, destination = Path(src), Path(dst)
-    _check_arguments(tol, seed, on_nonfinite)
+    _check_arguments(tol, seed, on_nonfinite, output)
     devices = resolve_devices(device)
     chosen = as_plan(plan)
     with Reader(source) as reader:
         check_destination(source, destination, resume)
-        work = prepare(reader, chosen, memory_budget)
+        work = prepare(reader, chosen, memory_budget, output)
         settings = {
             **{
                 "tol": tol,
@@ -176,7 +173,7 @@ def reduce_checkpoint(
                 "device": ",".join(devices),
                 "memory_budget": memory_budget or DEFAULT_BUDGET,
             },
-            "on_nonfinite": on_nonfinite,
+            **{"on_nonfinite": on_nonfinite, "output": output},
         }
         who = identity(reader, work, settings)
         finished = _finished(destination, _digest(who)) if resume else None
@@ -194,7 +191,7 @@ def reduce_checkpoint(
             with _threads_of(writer), warnings.catch_warnings():
                 warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
                 pipeline.run(reader, writer, work.layouts, computes, limit, progress or automatic())
-            notes = work.selection.notes + ((f"not copied: {', '.join(left)}",) if left else ())
+            notes = work.notes + ((f"not copied: {', '.join(left)}",) if left else ())
             report = Report(
                 rows=_rows(writer, work),
                 plan=chosen.as_dict(),
@@ -204,39 +201,38 @@ def reduce_checkpoint(
                     "architecture": work.selection.architecture,
                     "fp8_to_bf16": len(work.fp8),
                 },
-                versions=_versions(),
+                versions=versions(),
                 run=_digest(who),
                 notes=notes,
                 tensors=len(reader.tensors),
                 bytes=work.output_bytes,
                 seconds=time.perf_counter() - started,
+                sizes={
+                    "parameters": [work.source_parameters, work.output_parameters],
+                    "bytes": [reader.nbytes, work.output_bytes],
+                },
             )
             _finish(reader, writer, work, carried, report)
         finally:
             writer.close()
-    _warn_escalated(report)
+    warn_escalated([row.label for row in report.rows if row.status == "escalated"], stacklevel=2)
     return report
 
 
-def _warn_escalated(report: Report) -> None:
-    """One warning that names the tensors whose first route could not certify tol."""
-    labels = [row.label for row in report.rows if row.status == "escalated"]
-    if labels:
-        more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
-        warnings.warn(
-            f"{', '.join(labels[:5])}{more}: redone in float64 or by an exact route, where tol was certified",
-            EscalationWarning,
-            stacklevel=3,
-        )
-
-
-def _check_arguments(tol: object, seed: object, on_nonfinite: str) -> None:
+def _check_arguments(tol: object, seed: object, on_nonfinite: str, output: str) -> None:
     if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0.0 <= tol < float("inf"):
         raise ValueError(f"tol must be a number >= 0; got {tol!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be a whole number in 0..2**63-1; got {seed!r}")
     if on_nonfinite not in ON_NONFINITE:
         raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}; got {on_nonfinite!r}")
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
+    if output == "factored" and on_nonfinite == "keep":
+        raise ValueError(
+            "output 'factored' cannot keep a weight with NaN or Inf: its place is laid out for factors before it is read; "
+            "leave it out of the plan"
+        )
 
 
 def _refuse_kept(rows: Sequence[Row], on_nonfinite: str) -> None:
@@ -280,16 +276,14 @@ def _finish(reader: Reader, writer: Writer, work: Work, carried: list[str], repo
     original = card.read_text("utf-8", errors="replace") if card.is_file() else None
     writer.put_file(CARD_NAME, model_card(report, original).encode())
     if "config.json" in carried:
-        if work.fp8:
-            config = json.dumps(without_quantization(reader.config), indent=2, ensure_ascii=False) + "\n"
-            writer.put_file("config.json", config.encode())
-        else:
+        config = work.config(reader.config)
+        if config is None:
             writer.copy_file("config.json", reader.folder / "config.json")
+        else:
+            writer.put_file("config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     index: bytes | None = None
     if reader.index is not None:
-        index = (reader.folder / INDEX_NAME).read_bytes()
-        if work.fp8:
-            index = (
-                json.dumps(output_index(read_json(reader.folder / INDEX_NAME), work.layouts), indent=2) + "\n"
-            ).encode()
+        changed = work.index(reader)
+        own = (reader.folder / INDEX_NAME).read_bytes()
+        index = own if changed is None else (json.dumps(changed, indent=2) + "\n").encode()
     writer.finish(index, INDEX_NAME)

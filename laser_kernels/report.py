@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import yaml
 
 from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
+from laser_kernels.shard import DTYPE_BITS
 
 if TYPE_CHECKING:
     from laser_kernels.info import Info
@@ -21,9 +23,24 @@ if TYPE_CHECKING:
 KEPT = "kept_nonfinite"
 
 
+def versions() -> dict[str, str]:
+    """Of what decides the bits of a result."""
+    import torch
+
+    import laser_kernels
+
+    return {
+        "laser_kernels": laser_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 @dataclass(frozen=True)
 class Row:
     """One reduced matrix: a tensor, or expert `index` of a fused one. `shape` is the matrix's, `dtype` as written.
+
+    `parameters` and `bytes` are [before, after]: m n numbers, but where it is `factored` those of its factors.
 
     The rest is `laser_kernels.info.Info`. None stands for what does not exist: all of it where status is
     "kept_nonfinite" (NaN or Inf: the weight was left as it was).
@@ -42,26 +59,73 @@ class Row:
     iterations: int | None = None
     status: str = KEPT
     seconds: float | None = None
+    factored: bool = False
+    parameters: tuple[int, int] | None = None
+    bytes: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
         return self.name if self.index is None else f"{self.name}[{self.index}]"
 
     @staticmethod
-    def of(name: str, index: int | None, shape: tuple[int, int], dtype: str, info: Info | None) -> Row:
-        """The row of a matrix; `info` None: it was kept."""
-        if info is None:
-            return Row(name, index, shape, dtype)
-        fields = {key: _finite(value) for key, value in vars(info).items()}
-        return Row(name, index, shape, dtype, **fields)
+    def of(
+        name: str,
+        index: int | None,
+        shape: tuple[int, int],
+        dtype: str,
+        info: Info | None,
+        stored: int | None = None,
+        source_dtype: str | None = None,
+    ) -> Row:
+        """The row of a matrix; `info` None: it was kept. `stored`: how many numbers its factors have, where it has become
+        factors; `source_dtype`: its dtype before, where that is not the result's."""
+        fields = {} if info is None else {key: _finite(value) for key, value in vars(info).items()}
+        before = shape[0] * shape[1]
+        after = before if stored is None else stored
+        nbytes = before * DTYPE_BITS[source_dtype or dtype] // 8, after * DTYPE_BITS[dtype] // 8
+        sizes: dict[str, Any] = {"factored": stored is not None, "parameters": (before, after), "bytes": nbytes}
+        return Row(name, index, shape, dtype, **fields, **sizes)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Row:
-        return Row(**{**data, "shape": tuple(data["shape"])})
+        pairs = {key: tuple(data[key]) for key in ("shape", "parameters", "bytes") if data.get(key)}
+        return Row(**{**data, **pairs})
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
+
+
+def total_sizes(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Parameters and bytes of these matrices together, each [before, after]."""
+
+    def total(key: str) -> list[int]:
+        pairs = [getattr(row, key) or (0, 0) for row in rows]  # reports of old have none
+        return [sum(pair[side] for pair in pairs) for side in (0, 1)]
+
+    return {key: total(key) for key in ("parameters", "bytes")}
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The result of reducing a model in memory: iterates over `rows`, one per matrix, in the order of the parameters.
+
+    `notes`: what a reader should know, shared parameters for example.
+    """
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def sizes(self) -> dict[str, list[int]]:
+        """Parameters and bytes of the reduced matrices together, each [before, after]."""
+        return total_sizes(self.rows)
 
 
 @dataclass(frozen=True)
@@ -71,11 +135,13 @@ class Report:
     Attributes:
         rows: one per reduced matrix, in the order of the tensors.
         plan: the rules, as `Plan.as_dict` gives them.
-        settings: tol, seed, device, memory_budget, on_nonfinite.
+        settings: tol, seed, device, memory_budget, on_nonfinite, output.
         source: the name of the source folder (not its path), architecture, file fingerprint.
         versions: of laser_kernels, torch, python.
         notes: what a reader should know; files that were not copied.
         tensors, bytes: counts of the checkpoint.
+        sizes: parameters and bytes (headers included) of the checkpoint, each [before, after]; for an adapter, of the
+            weights that it changes and of itself.
         run: a hash of what decides the output.
         seconds: wall time of the (last) run.
     """
@@ -90,6 +156,7 @@ class Report:
     tensors: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    sizes: dict[str, list[int]] = field(default_factory=dict)
     format: int = field(default=1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +181,8 @@ class Report:
         reduced = len(self.rows) - kept
         text = f"{reduced} matrices reduced in {self.seconds:.1f} s, "
         text += f"{relative_residual(self.rows):.1%} of their norm removed"
+        if self.sizes and self.sizes["parameters"][0] != self.sizes["parameters"][1]:
+            text += "; {:,} parameters instead of {:,}".format(*reversed(self.sizes["parameters"]))
         return text + (f"; {kept} kept (NaN or Inf)" if kept else "")
 
 
@@ -180,6 +249,11 @@ def model_card(report: Report, original: str | None) -> str:
     lines += ["", f"- matrices reduced: {len(reduced)}"]
     lines += [f"- removed: {relative_residual(reduced):.2%} of their Frobenius norm"]
     lines += [f"- tol {report.settings['tol']}, seed {report.settings['seed']}"]
+    factored = sum(row.factored for row in reduced)
+    if factored:
+        sizes = "{:,} parameters, not {:,}".format(*reversed(report.sizes["parameters"]))
+        lines += [f"- {factored} of them are stored as two factors, `X.weight` as `X.B` `X.A`: {sizes}"]
+        lines += ["- `laser_kernels.load_factored` loads it; `from_pretrained` fills these weights with random numbers"]
     lines += [f"- left as they were, for NaN or Inf: {', '.join(f'`{label}`' for label in kept)}"] if kept else []
     lines += [f"- note: {note}" for note in report.notes]
     lines += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,17 @@ from laser_kernels.status import Status
 
 class EscalationWarning(UserWarning):
     """The chosen route could not certify some matrices; they were redone on a more exact one."""
+
+
+def warn_escalated(labels: Sequence[str], stacklevel: int) -> None:
+    """One warning that names the tensors whose first route could not certify tol."""
+    if labels:
+        more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+        warnings.warn(
+            f"{', '.join(labels[:5])}{more}: redone in float64 or by an exact route, where tol was certified",
+            EscalationWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 class Options:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
 from laser_kernels.errors import CheckpointError
-from laser_kernels.layout import Convert, Copy, Group, Matrix, ShardLayout, output_index
-from laser_kernels.pipeline import converted_pieces, dequantized_rows, load, raw_bytes
-from laser_kernels.quantized import without_quantization
+from laser_kernels.factors import unpack
+from laser_kernels.layout import Convert, Copy, Group, Matrix, ShardLayout
+from laser_kernels.pipeline import Loaded, converted_pieces, dequantized_rows, load, raw_bytes
 from laser_kernels.report import KEPT, Report, Row
 from laser_kernels.work import Work, as_plan, prepare
 
@@ -79,8 +79,9 @@ def rank_noise(dtype: str, norm: float, elements: int) -> float:
     return (UNIT_ROUNDOFF[dtype] + PRODUCT_NOISE[dtype]) * norm + tiny
 
 
-def check_matrix(row: Row, before: torch.Tensor, after: torch.Tensor) -> list[str]:
-    """What is wrong with one reduced matrix, given it before and after in its stored dtype."""
+def check_matrix(row: Row, before: torch.Tensor, after: torch.Tensor, factored: bool = False) -> list[str]:
+    """What is wrong with one reduced matrix, given it before and after in its stored dtype. `factored`: `after` is a
+    product whose rank is that of its factors' shape."""
     if row.residual is None or row.rank is None:
         return [f"{row.label}: the report gives it no residual or rank"]
     original, reduced = before.double(), after.double()
@@ -89,7 +90,7 @@ def check_matrix(row: Row, before: torch.Tensor, after: torch.Tensor) -> list[st
     wrong = []
     if not abs(residual - row.residual) <= RESIDUAL_TOLERANCE * row.residual + RESIDUAL_FLOOR * norm:
         wrong.append(f"{row.label}: its residual is {residual:.6g}, the report says {row.residual:.6g}")
-    if not math.isfinite(residual):
+    if factored or not math.isfinite(residual):
         return wrong
     noise = rank_noise(row.dtype, reduced.norm().item(), reduced.numel())
     tail = numerical_tail(reduced, row.rank, noise)
@@ -104,8 +105,9 @@ def check_matrix(row: Row, before: torch.Tensor, after: torch.Tensor) -> list[st
 def verify(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Verification:
     """Compare a result with its source and its report.
 
-    Untouched tensors must be bitwise those of `src` (block-scaled fp8: its bf16 values), reduced ones must have the
-    residual (to 1e-3) and the rank that the report gives, side files must be there, and nothing may look unfinished.
+    Untouched tensors must be bitwise those of `src` (block-scaled fp8: its bf16 values), reduced ones (factors: their
+    product) must have the residual (to 1e-3) and the rank that the report gives, side files must be there, and nothing may
+    look unfinished.
 
     Raises:
         CheckpointError: `src` or `dst` is no checkpoint that can be read, or `dst` has no report.
@@ -119,7 +121,9 @@ def verify(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Verifica
             return Verification((f"{destination}: is unfinished: it holds {', '.join(leftovers)}",), 0, 0)
         with Reader(destination) as after:
             report = Report.load(destination / REPORT_NAME)
-            work = prepare(before, as_plan(report.plan))
+            if report.settings.get("output") == "lora":
+                raise CheckpointError(f"{destination}: is an adapter, not a checkpoint: there is nothing to compare")
+            work = prepare(before, as_plan(report.plan), output=report.settings.get("output", "dense"))
             found = _headers(before, after, work.layouts) + _side_files(before, after, work)
             if found:
                 return Verification(tuple(found), 0, 0, report)
@@ -154,17 +158,15 @@ def _side_files(before: Reader, after: Reader, work: Work) -> list[str]:
         path = after.folder / file
         if not path.is_file():
             found.append(f"{path}: is missing")
-        elif file == "config.json" and work.fp8:
-            if read_json(path) != without_quantization(before.config):
-                found.append(f"{path}: is not the source's without quantization_config")
+        elif file == "config.json" and (config := work.config(before.config)) is not None:
+            if read_json(path) != config:
+                found.append(f"{path}: is not what the source's gives")
         elif path.read_bytes() != (before.folder / file).read_bytes():
             found.append(f"{path}: differs from the source's")
     if not (after.folder / CARD_NAME).is_file():
         found.append(f"{after.folder / CARD_NAME}: is missing")
-    if before.index is not None:
-        index = output_index(before.index, work.layouts) if work.fp8 else before.index
-        if after.index != index:
-            found.append(f"{after.folder / INDEX_NAME}: differs from what the source's gives")
+    if before.index is not None and after.index != (work.index(before) or before.index):
+        found.append(f"{after.folder / INDEX_NAME}: differs from what the source's gives")
     return found
 
 
@@ -190,7 +192,7 @@ def _tensors(before: Reader, after: Reader, work: Work, report: Report) -> Verif
                         found += _matrix(before, layout, step, matrix, after, shard, rows[matrix.label])
     found += [f"{name}: is not reduced, yet differs from the source" for name in different]
     reduced = sum(row.status != KEPT for row in report.rows)
-    untouched = len(after.tensors) - len({row.name for row in report.rows})
+    untouched = len(after.tensors) - len({row.name for row in report.rows}) - len(work.factored)  # those are two
     return Verification(tuple(found), reduced, untouched, report)
 
 
@@ -222,6 +224,16 @@ def _converted(before: Reader, step: Convert, after: Reader, shard: int) -> bool
     return True
 
 
+def _written(reader: Reader, shard: int, group: Group, matrix: Matrix) -> torch.Tensor:
+    """A matrix (m, n) of a group as the output's shard holds it, its factors multiplied in float64."""
+    written = Loaded(replace(group, dtype=group.stored_dtype, matrices=(matrix,)))
+    reader.read_into(shard, matrix.target, written.view[: group.written_bytes])
+    if not group.factored:
+        return written.tensor[0]
+    b, a = unpack(written.tensor[0], group.rank)
+    return b.double() @ a.double()
+
+
 def _matrix(
     before: Reader,
     layout: ShardLayout,
@@ -231,16 +243,14 @@ def _matrix(
     shard: int,
     row: Row,
 ) -> list[str]:
-    one = Group(group.rows, group.cols, group.dtype, group.rank, (matrix,))
-    original = load(before, layout.source, one)
-    moved = Matrix(matrix.name, matrix.index, matrix.order, matrix.target, matrix.target)
-    result = load(after, shard, Group(group.rows, group.cols, group.stored_dtype, group.rank, (moved,)))
+    original = load(before, layout.source, replace(group, matrices=(matrix,))).tensor[0]
+    result = _written(after, shard, group, matrix)
     if row.status == KEPT:
-        same = original.view == result.view
+        same = raw_bytes(original) == raw_bytes(result)
         return [] if same else [f"{matrix.label}: was kept for NaN or Inf, yet differs from the source"]
     if row.rank != group.rank:
         return [f"{matrix.label}: the report says rank {row.rank}, the plan {group.rank}"]
-    return check_matrix(row, original.tensor[0], result.tensor[0])
+    return check_matrix(row, original, result, group.factored)
 
 
 __all__ = ["CheckpointError", "Verification", "verify"]

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from laser_kernels.checkpoint import Reader
-from laser_kernels.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out
-from laser_kernels.quantized import fp8_weights
+from laser_kernels.factored import as_factored, split_targets
+from laser_kernels.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out, output_index
+from laser_kernels.quantized import fp8_weights, without_quantization
 from laser_kernels.selection import Plan, Selection, select
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that is decided before a weight is read."""
+    """All that is decided before a weight is read. `factored` are the targets that become factors."""
 
     plan: Plan
     selection: Selection
     fp8: tuple[str, ...]
+    factored: frozenset[str]
     layouts: tuple[ShardLayout, ...]
+    notes: tuple[str, ...]
 
     @property
     def groups(self) -> Iterator[Group]:
@@ -30,6 +34,29 @@ class Work:
     def output_bytes(self) -> int:
         return sum(layout.size for layout in self.layouts)
 
+    @property
+    def output_parameters(self) -> int:
+        return sum(math.prod(entry.shape) for layout in self.layouts for entry in layout.entries)
+
+    @property
+    def source_parameters(self) -> int:
+        saved = (len(g.matrices) * (g.rows * g.cols - g.written_numbers) for g in self.groups)
+        return self.output_parameters + sum(saved)
+
+    def config(self, source: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The config.json of the output, None where it is the source's."""
+        if not self.fp8 and not self.factored:
+            return None
+        plain = without_quantization(source) if self.fp8 else dict(source)
+        ranks = {target.name: target.rank for target in self.selection.targets if target.name in self.factored}
+        return as_factored(plain, ranks) if ranks else plain
+
+    def index(self, reader: Reader) -> dict[str, Any] | None:
+        """The index of the output, None where it is the source's or there is none."""
+        if reader.index is None or not (self.fp8 or self.factored):
+            return None
+        return output_index(reader.index, self.layouts)
+
 
 def as_plan(plan: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:
     """A Plan from whatever names one: a YAML file, a mapping, a Plan."""
@@ -38,7 +65,7 @@ def as_plan(plan: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:
     return Plan.from_dict(plan) if isinstance(plan, Mapping) else Plan.from_yaml(plan)
 
 
-def prepare(reader: Reader, plan: Plan, memory_budget: int | None = None) -> Work:
+def prepare(reader: Reader, plan: Plan, memory_budget: int | None = None, output: str = "dense") -> Work:
     """Select targets and lay the output out. Reads nothing but the headers that `reader` has."""
     entries = [
         entry for shard in reader.shards for entry in sorted(shard.header.entries, key=lambda e: (e.begin, e.end))
@@ -49,6 +76,7 @@ def prepare(reader: Reader, plan: Plan, memory_budget: int | None = None) -> Wor
             raise ValueError(f"memory_budget must be a number of bytes; got {memory_budget}")
         check_budget(selection.targets, memory_budget)
     fp8 = fp8_weights({entry.name: entry for entry in entries}, reader.config)
+    factored, notes = split_targets(selection, reader) if output == "factored" else (frozenset[str](), ())
     shards = [(shard.file, shard.header) for shard in reader.shards]
-    layouts = lay_out(shards, selection.targets, fp8, memory_budget or DEFAULT_BUDGET)
-    return Work(plan, selection, fp8, layouts)
+    layouts = lay_out(shards, selection.targets, fp8, memory_budget or DEFAULT_BUDGET, factored)
+    return Work(plan, selection, fp8, factored, layouts, selection.notes + notes)

@@ -86,6 +86,7 @@ def test_the_report_has_one_row_per_matrix(tmp_path):
     assert Report.load(tmp_path / "b" / "laser_report.json") == report
     fields = (
         "name index shape dtype rank route residual relative_residual excess_bound rounding iterations status seconds"
+        " factored parameters bytes"
     )
     before, after = tensors_of(src), tensors_of(tmp_path / "b")
     for row in stored["rows"]:
@@ -95,6 +96,13 @@ def test_the_report_has_one_row_per_matrix(tmp_path):
         assert row["relative_residual"] == pytest.approx(change / before[row["name"]].double().norm().item(), rel=1e-3)
         assert (row["rank"], row["dtype"], row["index"]) == (6, "BF16", None)
         assert row["shape"] == list(before[row["name"]].shape)
+        assert (row["factored"], row["parameters"], row["bytes"]) == (False, [960] * 2, [1920] * 2) or "q_proj" in row[
+            "name"
+        ]
+    assert stored["sizes"]["parameters"] == [sum(t.numel() for t in before.values())] * 2
+    assert stored["sizes"]["bytes"] == [
+        (folder / "model.safetensors").stat().st_size for folder in (src, tmp_path / "b")
+    ]
     assert stored["settings"]["tol"] == 1e-2 and stored["settings"]["seed"] == 5
     assert stored["plan"] == {"rules": [{"targets": ["mlp", "q_proj"], "layers": "1-2", "rank": 0.25}]}
     assert stored["versions"]["torch"] == torch.__version__
