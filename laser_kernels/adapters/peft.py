@@ -1,0 +1,135 @@
+"""PEFT's LoRA folders: adapter_config.json and adapter_model.safetensors.
+
+Source of names and of the scaling: huggingface/peft, src/peft/tuners/lora (config.py, layer.py), utils/other.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from laser_kernels.adapters.factors import Factors, factors_of
+from laser_kernels.adapters.storage import save_tensors
+from laser_kernels.errors import CheckpointError
+from laser_kernels.writer import explained, partial_name
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+def fresh_config(base_model: str, task_type: str | None) -> dict[str, Any]:
+    """The settings of a LoRA for inference on `base_model`, ranks and targets still missing."""
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _common_and_pattern(values: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
+    """The largest value, and PEFT's pattern where not all are equal.
+
+    PEFT takes the first key of a pattern that the module's name ends with: longer names stand first.
+    """
+    values = {name: int(value) if value == int(value) else value for name, value in values.items()}
+    common = max(values.values())
+    if all(value == common for value in values.values()):
+        return common, {}
+    return common, {name: values[name] for name in sorted(values, key=lambda name: (-len(name), name))}
+
+
+def with_ranks(config: Mapping[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
+    """`config` with the targets, ranks and alphas of `factors`: PEFT then scales each as Factors.scale says."""
+    root = bool(config.get("use_rslora"))  # scaling = alpha / sqrt(r), PEFT's layer.py
+    r, ranks = _common_and_pattern({name: f.rank for name, f in factors.items()})
+    alpha, alphas = _common_and_pattern(
+        {name: f.scale * math.sqrt(f.rank) if root else f.alpha for name, f in factors.items()}
+    )
+    return {
+        **config,
+        "r": r,
+        "lora_alpha": alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": sorted(factors),
+    }
+
+
+def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write an adapter folder. Each file gets its name when it is whole, the configuration last: PEFT needs both."""
+    for name in (CONFIG, WEIGHTS):
+        if (folder / name).exists():
+            raise CheckpointError(f"{folder}: holds an adapter already ({name}): name another folder, or remove it")
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    partial = folder / partial_name(CONFIG)
+    with explained(folder / CONFIG):
+        partial.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        os.rename(partial, folder / CONFIG)
+
+
+def tensors_of(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """PEFT's names -> the stored tensors of `factors`."""
+    tensors = {}
+    for name, f in factors.items():
+        tensors[f"{PREFIX}{name}.lora_B.weight"], tensors[f"{PREFIX}{name}.lora_A.weight"] = f.stored()
+    return tensors
+
+
+def write_peft(
+    folder: str | os.PathLike[str],
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    base_model: str,
+    alpha: Mapping[str, float] | None = None,
+    task_type: str | None = "CAUSAL_LM",
+) -> None:
+    """Write a PEFT LoRA folder: each module's weight changes by (alpha / r) B A.
+
+    `peft.PeftModel.from_pretrained(model, folder)` loads it. Ranks may differ from module to module. If anything fails,
+    the folder holds no adapter_config.json, without which nothing takes it for an adapter.
+
+    Args:
+        folder: is made where it is missing; must hold no adapter yet.
+        factors: module name as `model.named_modules()` has it (no ".weight") -> B (out, r), A (r, in); for a convolution
+            (out, r, 1, 1), (r, in, kh, kw). Stored in their dtype.
+        base_model: name or path of the model that it belongs to.
+        alpha: module name -> alpha; r where it is missing, so that the factor is 1.
+        task_type: PEFT's; None fits any module, without generate() of its own.
+
+    Raises:
+        ValueError: no factors, shapes that do not fit, names that end in ".weight", alphas of modules that are not there.
+        CheckpointError: the folder cannot be written, or holds an adapter.
+
+    References:
+        Hu et al.: LoRA, arXiv 2106.09685. huggingface/peft, src/peft/tuners/lora/config.py.
+    """
+    given = dict(alpha or {})
+    if not factors:
+        raise ValueError("[laser_kernels::write_peft] factors is empty: an adapter changes at least one module")
+    if wrong := [name for name in factors if name.endswith(".weight") or not name]:
+        raise ValueError(
+            f"[laser_kernels::write_peft] factors takes module names; got the parameter {wrong[0]!r}: leave out '.weight'"
+        )
+    if unknown := sorted(given.keys() - factors.keys()):
+        raise ValueError(f"[laser_kernels::write_peft] alpha names {unknown[0]!r}, which factors lacks")
+    if bad := [name for name, value in given.items() if not math.isfinite(value)]:
+        raise ValueError(f"[laser_kernels::write_peft] alpha of {bad[0]} must be finite; got {given[bad[0]]}")
+    checked = {name: factors_of(name, b, a, given.get(name)) for name, (b, a) in factors.items()}
+    write_folder(Path(folder), tensors_of(checked), with_ranks(fresh_config(base_model, task_type), checked))
