@@ -1,6 +1,34 @@
 """LoRA adapters in the forms that other tools read and write."""
 
-from laser_kernels.adapters.factors import Factors
-from laser_kernels.adapters.peft import write_peft
+from __future__ import annotations
 
-__all__ = ["Factors", "write_peft"]
+import os
+from pathlib import Path
+
+from laser_kernels.adapters import peft, single
+from laser_kernels.adapters.factors import Adapter, Factors
+from laser_kernels.adapters.peft import write_peft
+from laser_kernels.errors import CheckpointError
+
+__all__ = ["Adapter", "Factors", "read_adapter", "write_adapter", "write_peft"]
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """The LoRA in a PEFT folder, or in a single file of kohya's, Comfy's or diffusers' kind.
+
+    Raises:
+        CheckpointError: it is neither, or cannot be read; the message says why.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise CheckpointError(f"{place}: does not exist: give a PEFT folder or a .safetensors file")
+    return peft.read(place) if place.is_dir() else single.read(place)
+
+
+def write_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:
+    """Write an adapter in the form it was read in: whole, or nothing that looks finished.
+
+    Raises:
+        CheckpointError: something is there already, or it cannot be written.
+    """
+    (peft if adapter.form == "peft" else single).write(Path(path), adapter)

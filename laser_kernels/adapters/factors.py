@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from laser_kernels.errors import CheckpointError
 
 
 class Factors(NamedTuple):
@@ -52,3 +56,50 @@ def factors_of(name: str, up: Tensor, down: Tensor, alpha: float | None) -> Fact
             f"got {tuple(up.shape)} and {tuple(down.shape)}"
         )
     return Factors(up.flatten(1), down.flatten(1), float(down.shape[0] if alpha is None else alpha), kernel)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter file or folder, taken apart.
+
+    Attributes:
+        factors: module name -> its Factors, in the order of the file.
+        keys: module name -> the names under which the file holds B and A.
+        others: every other tensor (alphas, biases, magnitudes, whole modules), which writing carries over.
+        settings: PEFT's adapter_config.json; a single file's metadata.
+        form: "peft" or "single": who reads and writes it.
+    """
+
+    factors: dict[str, Factors]
+    keys: dict[str, tuple[str, str]]
+    others: dict[str, Tensor]
+    settings: dict[str, Any]
+    form: str
+
+    def with_factors(self, factors: Mapping[str, Factors]) -> Adapter:
+        """The same adapter with other Factors for its modules."""
+        assert factors.keys() == self.keys.keys()
+        return replace(self, factors=dict(factors))
+
+
+def pairs_of(names: Collection[str], endings: Sequence[tuple[str, str]], where: str) -> dict[str, tuple[str, str]]:
+    """Module -> names of B and A, by the endings that some tool gives them.
+
+    Raises:
+        CheckpointError: there is no pair, or half of one; `where` names the file.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name in names:
+        for pair in endings:
+            ending = next((ending for ending in pair if name.endswith(ending)), None)
+            if ending is None:
+                continue
+            module = name.removesuffix(ending)
+            found[module] = (module + pair[0], module + pair[1])
+            if missing := [key for key in found[module] if key not in names]:
+                raise CheckpointError(f"{where}: has {name!r} without {missing[0]!r}: half of a pair is missing")
+    if not found:
+        raise CheckpointError(
+            f"{where}: holds no LoRA factors; its tensors are, for example, {', '.join([*names][:4])}"
+        )
+    return found

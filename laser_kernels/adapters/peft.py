@@ -8,37 +8,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from laser_kernels.adapters.factors import Factors, factors_of
-from laser_kernels.adapters.storage import save_tensors
+from laser_kernels.adapters.factors import Adapter, Factors, factors_of, pairs_of
+from laser_kernels.adapters.storage import load_tensors, save_tensors
+from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
 from laser_kernels.writer import explained, partial_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-
-def fresh_config(base_model: str, task_type: str | None) -> dict[str, Any]:
-    """The settings of a LoRA for inference on `base_model`, ranks and targets still missing."""
-    return {
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "use_rslora": False,
-        "use_dora": False,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-    }
+ENDINGS = ((".lora_B.weight", ".lora_A.weight"), (".lora_embedding_B", ".lora_embedding_A"))
 
 
 def _common_and_pattern(values: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
@@ -46,7 +32,9 @@ def _common_and_pattern(values: Mapping[str, float]) -> tuple[Any, dict[str, Any
 
     PEFT takes the first key of a pattern that the module's name ends with: longer names stand first.
     """
-    values = {name: int(value) if value == int(value) else value for name, value in values.items()}
+    # Twelve digits: what the root of a rank, taken and undone, leaves of an alpha.
+    rounded = {name: float(f"{value:.12g}") for name, value in values.items()}
+    values = {name: int(value) if value == int(value) else value for name, value in rounded.items()}
     common = max(values.values())
     if all(value == common for value in values.values()):
         return common, {}
@@ -54,7 +42,7 @@ def _common_and_pattern(values: Mapping[str, float]) -> tuple[Any, dict[str, Any
 
 
 def with_ranks(config: Mapping[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
-    """`config` with the targets, ranks and alphas of `factors`: PEFT then scales each as Factors.scale says."""
+    """`config` with the ranks and alphas of `factors`: PEFT then scales each as Factors.scale says."""
     root = bool(config.get("use_rslora"))  # scaling = alpha / sqrt(r), PEFT's layer.py
     r, ranks = _common_and_pattern({name: f.rank for name, f in factors.items()})
     alpha, alphas = _common_and_pattern(
@@ -66,7 +54,6 @@ def with_ranks(config: Mapping[str, Any], factors: Mapping[str, Factors]) -> dic
         "lora_alpha": alpha,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
-        "target_modules": sorted(factors),
     }
 
 
@@ -84,12 +71,66 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
         os.rename(partial, folder / CONFIG)
 
 
-def tensors_of(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """PEFT's names -> the stored tensors of `factors`."""
-    tensors = {}
-    for name, f in factors.items():
-        tensors[f"{PREFIX}{name}.lora_B.weight"], tensors[f"{PREFIX}{name}.lora_A.weight"] = f.stored()
-    return tensors
+def write(folder: Path, adapter: Adapter) -> None:
+    """Write an Adapter that `read` or `fresh` made."""
+    tensors = dict(adapter.others)
+    for name, factors in adapter.factors.items():
+        tensors.update(zip(adapter.keys[name], factors.stored(), strict=True))
+    write_folder(folder, tensors, with_ranks(adapter.settings, adapter.factors))
+
+
+def fresh(factors: Mapping[str, Factors], base_model: str, task_type: str | None, fan_in_fan_out: bool) -> Adapter:
+    """A new LoRA for inference on `base_model`."""
+    config = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "fan_in_fan_out": fan_in_fan_out,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "target_modules": sorted(factors),
+    }
+    up, down = ENDINGS[0]
+    keys = {name: (f"{PREFIX}{name}{up}", f"{PREFIX}{name}{down}") for name in factors}
+    return Adapter(dict(factors), keys, {}, config, "peft")
+
+
+def _for_module(pattern: Mapping[str, Any], name: str, common: Any) -> float:
+    """PEFT's get_pattern_key: the first key that the name is, or ends with after a dot."""
+    hits = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name))
+    return float(next(hits, common))
+
+
+def read(folder: Path) -> Adapter:
+    """The adapter in a folder.
+
+    Raises:
+        CheckpointError: files are missing, another method than LoRA, ranks that the tensors do not have.
+    """
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise CheckpointError(f"{folder / CONFIG}: must have peft_type LORA; got {kind!r}: only LoRA has factors B, A")
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder}: lacks {WEIGHTS} (pickled adapters are not opened): save it as safetensors")
+    tensors, _ = load_tensors(folder / WEIGHTS)
+    factors, keys = {}, {}
+    for stem, (up, down) in pairs_of(tensors, ENDINGS, str(folder / WEIGHTS)).items():
+        name, rank = stem.removeprefix(PREFIX), tensors[down].shape[0]
+        r = _for_module(config.get("rank_pattern") or {}, name, config.get("r", 8))
+        alpha = _for_module(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+        if r != rank:
+            raise CheckpointError(f"{folder}: {name} has rank {rank} in {WEIGHTS} and {r:g} in {CONFIG}: one is wrong")
+        if config.get("use_rslora"):
+            alpha *= math.sqrt(rank)
+        keys[name] = (up, down)
+        factors[name] = factors_of(name, tensors.pop(up), tensors.pop(down), alpha)
+    return Adapter(factors, keys, tensors, config, "peft")
 
 
 def write_peft(
@@ -132,4 +173,4 @@ def write_peft(
     if bad := [name for name, value in given.items() if not math.isfinite(value)]:
         raise ValueError(f"[laser_kernels::write_peft] alpha of {bad[0]} must be finite; got {given[bad[0]]}")
     checked = {name: factors_of(name, b, a, given.get(name)) for name, (b, a) in factors.items()}
-    write_folder(Path(folder), tensors_of(checked), with_ranks(fresh_config(base_model, task_type), checked))
+    write(Path(folder), fresh(checked, base_model, task_type, fan_in_fan_out=False))
