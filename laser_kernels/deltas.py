@@ -64,8 +64,8 @@ def svd_delta(
     ranks, keys = (per_matrix(v, len(tuned), name, "svd_delta") for v, name in ((rank, "rank"), (key, "key")))
     found: list[SVD] = []
     infos: list[Info] = []
-    for part in _chunks([t.numel() for t in tuned]):
-        deltas = [_difference(one, other) for one, other in zip(tuned[part], base[part], strict=True)]
+    for part in chunks([t.numel() for t in tuned]):
+        deltas = [difference(one, other) for one, other in zip(tuned[part], base[part], strict=True)]
         try:
             svds, some = truncated_svd(deltas, ranks[part], tol=tol, seed=seed, key=keys[part], return_info=True)
         except NonFiniteError as error:
@@ -93,7 +93,7 @@ def _matrices(W: Any, name: str) -> list[Tensor]:
     return matrices
 
 
-def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
+def chunks(sizes: Sequence[int]) -> Iterator[slice]:
     """Consecutive matrices of at most CHUNK elements together, or one that is larger."""
     start, held = 0, 0
     for i, size in enumerate(sizes):
@@ -104,6 +104,7 @@ def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
     yield slice(start, len(sizes))
 
 
-def _difference(one: Tensor, other: Tensor) -> Tensor:
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """one - other in float32, float64 where either is."""
     dtype = torch.float64 if torch.float64 in (one.dtype, other.dtype) else torch.float32
     return one.to(dtype) - other.to(dtype)

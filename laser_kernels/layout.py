@@ -40,6 +40,11 @@ class Convert:
     nbytes: int
 
 
+def key_of(label: str) -> int:
+    """What keys the random sketch of a matrix: a hash of its name, whatever else is reduced beside it."""
+    return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") >> 1
+
+
 @dataclass(frozen=True)
 class Matrix:
     """One matrix to reduce: a tensor, or expert `index` of one. Offsets count from the start of the files."""
@@ -56,8 +61,7 @@ class Matrix:
 
     @property
     def key(self) -> int:
-        """What keys the random sketch of this matrix: a hash of its name, whatever else is reduced beside it."""
-        return int.from_bytes(hashlib.blake2b(self.label.encode(), digest_size=8).digest(), "little") >> 1
+        return key_of(self.label)
 
 
 @dataclass(frozen=True)

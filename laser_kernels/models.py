@@ -12,7 +12,7 @@ from laser_kernels.shard import Entry
 from laser_kernels.work import as_plan
 
 # torch's names of floating dtypes as safetensors spells them; what is not here is not reducible.
-_STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Selection:
@@ -29,7 +29,7 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
     """
     config: Any = getattr(model, "config", None)
     entries = [
-        Entry(name, _STORED.get(str(p.dtype).removeprefix("torch."), str(p.dtype)), tuple(p.shape), 0, 0)
+        Entry(name, STORED.get(str(p.dtype).removeprefix("torch."), str(p.dtype)), tuple(p.shape), 0, 0)
         for name, p in model.named_parameters()
     ]
     return select(entries, config.to_dict() if hasattr(config, "to_dict") else {}, as_plan(plan))

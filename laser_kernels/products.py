@@ -58,7 +58,7 @@ def svd_product(B: Any, A: Any, rank: Any = None) -> Any:
             f"[laser_kernels::svd_product] singular values up to {s.max().item():.3g} exceed float32: "
             "scale B or A down, or pass them as float64"
         )
-    ranks = [_rank_of(rank, one, left.shape[-2], right.shape[-1]) for one in core]
+    ranks = [rank_of_product(rank, one, left.shape[-2], right.shape[-1]) for one in core]
     back = back_to(B)
 
     def leading(i: slice, r: int) -> SVD:
@@ -86,7 +86,7 @@ def _check_factors(left: Tensor, right: Tensor) -> None:
         raise ValueError(f"{where} B and A must be on one device; got {left.device} and {right.device}: move one")
 
 
-def _rank_of(rank: Any, core: Tensor, m: int, n: int) -> int:
+def rank_of_product(rank: Any, core: Tensor, m: int, n: int) -> int:
     """`rank` of the product, from its core, which has its singular values but not its shape."""
     if isinstance(rank, Rule) and not isinstance(rank, Threshold):
         raise TypeError(

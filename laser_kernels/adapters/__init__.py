@@ -10,7 +10,7 @@ from laser_kernels.adapters.factors import Adapter, Factors
 from laser_kernels.adapters.peft import write_peft
 from laser_kernels.errors import CheckpointError
 
-__all__ = ["Adapter", "Factors", "read_adapter", "write_adapter", "write_peft"]
+__all__ = ["Adapter", "Factors", "check_new", "read_adapter", "write_adapter", "write_peft"]
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Adapter:
@@ -23,6 +23,15 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     if not place.exists():
         raise CheckpointError(f"{place}: does not exist: give a PEFT folder or a .safetensors file")
     return peft.read(place) if place.is_dir() else single.read(place)
+
+
+def check_new(path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where something is: asked before the work, not after it."""
+    place = Path(path)
+    if place.is_dir() and not any(place.iterdir()):
+        return
+    if place.exists():
+        raise CheckpointError(f"{place}: exists: name another place, or remove it")
 
 
 def write_adapter(path: str | os.PathLike[str], adapter: Adapter) -> None:

@@ -11,15 +11,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from laser_kernels.adapters.factors import Adapter, Factors, factors_of, pairs_of
-from laser_kernels.adapters.storage import load_tensors, save_tensors
+from laser_kernels.adapters.storage import load_tensors, save_tensors, save_text
 from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
-from laser_kernels.writer import explained, partial_name
+from laser_kernels.writer import explained
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -57,7 +58,9 @@ def with_ranks(config: Mapping[str, Any], factors: Mapping[str, Factors]) -> dic
     }
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def _write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], texts: Mapping[str, str]
+) -> None:
     """Write an adapter folder. Each file gets its name when it is whole, the configuration last: PEFT needs both."""
     for name in (CONFIG, WEIGHTS):
         if (folder / name).exists():
@@ -65,21 +68,21 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    partial = folder / partial_name(CONFIG)
-    with explained(folder / CONFIG):
-        partial.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        os.rename(partial, folder / CONFIG)
+    for name, text in {**texts, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
+        save_text(folder / name, text)
 
 
-def write(folder: Path, adapter: Adapter) -> None:
-    """Write an Adapter that `read` or `fresh` made."""
+def write(folder: Path, adapter: Adapter, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write an Adapter that `read` or `fresh` made; `texts`: other files of the folder."""
     tensors = dict(adapter.others)
     for name, factors in adapter.factors.items():
         tensors.update(zip(adapter.keys[name], factors.stored(), strict=True))
-    write_folder(folder, tensors, with_ranks(adapter.settings, adapter.factors))
+    _write_folder(folder, tensors, with_ranks(adapter.settings, adapter.factors), texts)
 
 
-def fresh(factors: Mapping[str, Factors], base_model: str, task_type: str | None, fan_in_fan_out: bool) -> Adapter:
+def fresh(
+    factors: Mapping[str, Factors], base_model: str | None, task_type: str | None, fan_in_fan_out: bool
+) -> Adapter:
     """A new LoRA for inference on `base_model`."""
     config = {
         "peft_type": "LORA",

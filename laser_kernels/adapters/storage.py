@@ -1,4 +1,4 @@
-"""One safetensors file of small tensors, in and out."""
+"""Files of an adapter, in and out: each gets its name when it is whole."""
 
 from __future__ import annotations
 
@@ -34,4 +34,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         except SafetensorError as error:
             partial.unlink(missing_ok=True)
             raise OSError(None, str(error)) from error
+        os.rename(partial, path)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a small text file in the same way."""
+    partial = path.parent / partial_name(path.name)
+    with explained(path):
+        partial.write_text(text, "utf-8")
         os.rename(partial, path)
