@@ -1,17 +1,22 @@
 """Low-rank reduction of LLM weights at matrix-product speed, with a certified error. Contract: the docstrings in api.py."""
 
 from laser_kernels.api import SVD, choose, explain, low_rank, svdvals, truncated_svd
+from laser_kernels.deltas import svd_delta
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.errors import CheckpointError, NonFiniteError
+from laser_kernels.extract import extract_lora
 from laser_kernels.factorization import Factorization, factorize
 from laser_kernels.info import Info
+from laser_kernels.products import svd_product
 from laser_kernels.ranks import MarchenkoPastur, Threshold
 from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.report import Report
+from laser_kernels.resize import resize_lora
 from laser_kernels.run import EscalationWarning
 from laser_kernels.selection import Plan
 from laser_kernels.verification import Verification, verify
 from laser_kernels.version import __version__
+from laser_kernels.weighted import WeightedSVD, weighted_svd
 
 __all__ = [
     "SVD",
@@ -27,13 +32,19 @@ __all__ = [
     "Route",
     "Threshold",
     "Verification",
+    "WeightedSVD",
     "__version__",
     "choose",
     "explain",
+    "extract_lora",
     "factorize",
     "low_rank",
     "reduce_checkpoint",
+    "resize_lora",
+    "svd_delta",
+    "svd_product",
     "svdvals",
     "truncated_svd",
     "verify",
+    "weighted_svd",
 ]

@@ -58,7 +58,7 @@ def svd_product(B: Any, A: Any, rank: Any = None) -> Any:
             f"[laser_kernels::svd_product] singular values up to {s.max().item():.3g} exceed float32: "
             "scale B or A down, or pass them as float64"
         )
-    ranks = [rank_of_product(rank, one, left.shape[-2], right.shape[-1]) for one in core]
+    ranks = [rank_of_product(rank, values, (left.shape[-2], right.shape[-1])) for values in s]
     back = back_to(B)
 
     def leading(i: slice, r: int) -> SVD:
@@ -86,16 +86,17 @@ def _check_factors(left: Tensor, right: Tensor) -> None:
         raise ValueError(f"{where} B and A must be on one device; got {left.device} and {right.device}: move one")
 
 
-def rank_of_product(rank: Any, core: Tensor, m: int, n: int) -> int:
-    """`rank` of the product, from its core, which has its singular values but not its shape."""
+def rank_of_product(rank: Any, values: Tensor, shape: tuple[int, int]) -> int:
+    """What `rank` asks of an (m, n) product with these singular values, of which there are at most k."""
     if isinstance(rank, Rule) and not isinstance(rank, Threshold):
         raise TypeError(
             f"[laser_kernels::svd_product] rank must be an int, a fraction or a Threshold; got {rank!r}, which asks for "
             "the spectrum of the whole matrix: form the product and use truncated_svd"
         )
     if isinstance(rank, Rule):
-        return rank.of(core)
+        return rank.of(torch.diag(values))
+    side = values.shape[0]
     try:
-        return resolve_rank(min(core.shape) if rank is None else rank, *core.shape)
+        return side if rank is None else resolve_rank(rank, side, side)
     except ValueError as error:
-        raise ValueError(f"{error} (the product of {m}x{core.shape[0]} and {core.shape[1]}x{n} factors)") from None
+        raise ValueError(f"{error} (the core of a {shape[0]}x{shape[1]} product)") from None

@@ -8,8 +8,6 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from laser_kernels.adapters import Factors, check_new, read_adapter, write_adapter
 from laser_kernels.api import SVD
 from laser_kernels.errors import CheckpointError, NonFiniteError
@@ -106,7 +104,7 @@ def _resize(name: str, old: Factors, rank: Any, split: str) -> tuple[Factors, Re
     side = s.shape[0]
     if type(rank) is int:
         rank = min(rank, side)
-    r = rank_of_product(rank, torch.diag(abs(old.scale) * s), m, n)
+    r = rank_of_product(rank, abs(old.scale) * s, (m, n))
     b, a = factors_of(SVD(u[:, :r], s[:r], vh[:r]), split)
     new = Factors(b.to(old.B.dtype), a.to(old.A.dtype), old.scale * r, old.kernel)
     energy, lost = (part.double().square().sum().item() for part in (s[:r], s[r:]))

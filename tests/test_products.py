@@ -118,7 +118,7 @@ def test_numpy_comes_back_as_numpy():
         (torch.ones(4, 2), torch.ones(1, 2, 5), 1, ValueError, "or \\(b, m, k\\)"),
         (torch.ones(2, 4, 2), torch.ones(3, 2, 5), 1, ValueError, "batches equal"),
         (torch.ones(4, 0), torch.ones(0, 5), 1, ValueError, "must not be empty"),
-        (torch.ones(4, 2), torch.ones(2, 5), 3, ValueError, r"1..min\(m, n\) = 2.*4x2 and 2x5 factors"),
+        (torch.ones(4, 2), torch.ones(2, 5), 3, ValueError, r"1..min\(m, n\) = 2 for.*core of a 4x5 product"),
         (torch.ones(4, 2), torch.ones(2, 5), "3", TypeError, "rank must be"),
         (torch.ones(4, 2).int(), torch.ones(2, 5), 1, TypeError, "B must be float32"),
         (torch.full((4, 2), 1e30), torch.full((2, 5), 1e30), 1, ValueError, "exceed float32"),
