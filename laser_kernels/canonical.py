@@ -65,7 +65,7 @@ def unit_stride(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 and t.stride(-2) >= t.shape[-1] else t.contiguous()
 
 
-def _per_matrix(value: Any, count: int, name: str, where: str) -> list[Any]:
+def per_matrix(value: Any, count: int, name: str, where: str) -> list[Any]:
     """`value` once per matrix: a sequence is taken as one value each."""
     if isinstance(value, (Sequence, np.ndarray, Tensor)) and not isinstance(value, str):
         values = list(value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value)
@@ -112,10 +112,10 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
     form = "list" if listed else "matrix" if arrays[0].dim() == 2 else "stack"
     matrices = arrays if form != "stack" else list(arrays[0].unbind(0))
     count = len(matrices)
-    keys = [_check_key(k, where) for k in _per_matrix(key, count, "key", where)]
+    keys = [_check_key(k, where) for k in per_matrix(key, count, "key", where)]
     ranks = [
         r.of(t) if isinstance(r, Rule) else resolve_rank(r, *t.shape)
-        for r, t in zip(_per_matrix(rank, count, "rank", where), matrices, strict=True)
+        for r, t in zip(per_matrix(rank, count, "rank", where), matrices, strict=True)
     ]
 
     if form != "list" and len(set(ranks)) == 1:

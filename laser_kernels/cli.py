@@ -1,5 +1,5 @@
-"""`laser-kernels plan | reduce | verify | bench`: arguments in, exit code out. 0 fine, 1 verify found differences or bench
-a wrong answer, 2 an error, 130 interrupted."""
+"""`laser-kernels plan | reduce | verify | extract | resize | bench`: arguments in, exit code out. 0 fine, 1 verify found
+differences or bench a wrong answer, 2 an error, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from laser_kernels import reduce_command
+from laser_kernels import extract_command, reduce_command, resize_command
 from laser_kernels.bench.command import add_arguments
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="laser-kernels",
         description="Replace weight matrices of a checkpoint by low-rank approximations.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify,bench,extract,resize}")
     rules = argparse.ArgumentParser(add_help=False)
     what = rules.add_argument_group("what to reduce")
     what.add_argument(
@@ -92,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         "bench", help="time truncated SVDs against other libraries, the error beside every time"
     )
     add_arguments(bench, _rank)
+    extract = commands.add_parser("extract", help="write what fine-tuning changed in a checkpoint as a LoRA adapter")
+    extract_command.add_arguments(extract, _rank)
+    resize = commands.add_parser("resize", help="write a LoRA of another rank")
+    resize_command.add_arguments(resize, _rank)
     return parser
 
 
@@ -250,7 +254,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
     except SystemExit as leave:  # argparse has said why
         return leave.code if isinstance(leave.code, int) else 2
-    run = {"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench}[args.command]
+    run = {
+        **{"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench},
+        **{"extract": extract_command.run, "resize": resize_command.run},
+    }[args.command]
     try:
         return run(args)
     except KeyboardInterrupt:
