@@ -6,12 +6,10 @@ import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
-
 from laser_kernels.compat import accuracy, mergekit, peft
 from laser_kernels.compat.cut import seams_of
 from laser_kernels.compat.packages import require
-from laser_kernels.compat.pytorch import svd_lowrank
+from laser_kernels.compat.pytorch import svd_lowrank, torchs_own
 from laser_kernels.compat.scikit_learn import randomized_svd, sklearns_own
 from laser_kernels.compat.seams import Seam, close_seam, open_seam, seam
 
@@ -20,7 +18,7 @@ TOOLS = ("torch", "peft", "mergekit", "sklearn")
 
 @functools.cache
 def _seams(tool: str) -> tuple[Seam, ...]:
-    torchs = seam("torch.svd_lowrank", torch.svd_lowrank, svd_lowrank)
+    torchs = seam("torch.svd_lowrank", torchs_own, svd_lowrank)
     if tool == "torch":
         return (torchs,)
     wanted_by = f'patch("{tool}")'

@@ -10,7 +10,7 @@ from laser_kernels.canonical import DTYPES
 from laser_kernels.compat.accuracy import accepted
 from laser_kernels.errors import NonFiniteError
 
-_torchs = torch.svd_lowrank
+torchs_own = torch.svd_lowrank
 
 
 def can_take(*tensors: Tensor) -> bool:
@@ -56,7 +56,7 @@ def svd_lowrank(
     if not (usual and can_take(*given) and A.dim() >= 2) or any(
         (t.dtype, t.device) != (A.dtype, A.device) for t in given
     ):
-        return _torchs(A, q, niter, M)
+        return torchs_own(A, q, niter, M)
     *batch, m, n = A.shape
     matrices = A.detach()
     if M is not None:
@@ -65,5 +65,5 @@ def svd_lowrank(
     try:
         U, S, Vh = truncated_svd(matrices.reshape(-1, m, n), min(wanted, m, n), tol=accepted(iterations))
     except NonFiniteError:
-        return _torchs(A, q, niter, M)  # in its own words
+        return torchs_own(A, q, niter, M)  # in its own words
     return U.reshape(*batch, m, -1), S.reshape(*batch, -1), Vh.reshape(*batch, -1, n).mT

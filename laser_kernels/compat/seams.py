@@ -40,28 +40,30 @@ _lock = threading.RLock()
 _open: Counter[Seam] = Counter()
 
 
-def _exchange(seam: Seam, old: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Binds `new` wherever `old` was bound; whether there was any such place."""
+def _exchange(seam: Seam, old: Callable[..., Any], new: Callable[..., Any]) -> None:
+    """Binds `new` wherever `old` was bound."""
     name = seam.name.rpartition(".")[2]
     # All modules: `from torch import svd_lowrank` makes a name of its own, perhaps while the seam is open.
     holders = [seam.owner] if seam.owner else [m for m in list(sys.modules.values()) if isinstance(m, ModuleType)]
-    bound = [holder for holder in holders if vars(holder).get(name) is old]
-    for holder in bound:
-        setattr(holder, name, new)
-    return bool(bound)
+    for holder in holders:
+        if vars(holder).get(name) is old:
+            setattr(holder, name, new)
 
 
 def open_seam(seam: Seam) -> None:
     """Ours stands in from now on, in every thread, until as many close_seam have come.
 
     Raises:
-        RuntimeError: the original is nowhere: something else has replaced it.
+        RuntimeError: something else has replaced the original already.
     """
     with _lock:
-        if _open[seam] == 0 and not _exchange(seam, seam.original, seam.ours):
-            raise RuntimeError(
-                f"[laser_kernels::compat] {seam.name} has been replaced by something else: undo that before patch()"
-            )
+        if _open[seam] == 0:
+            path, _, name = seam.name.rpartition(".")
+            if vars(seam.owner or sys.modules[path]).get(name) is not seam.original:
+                raise RuntimeError(
+                    f"[laser_kernels::compat] {seam.name} has been replaced by something else: undo that before patch()"
+                )
+            _exchange(seam, seam.original, seam.ours)
         _open[seam] += 1
 
 

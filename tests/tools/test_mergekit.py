@@ -10,7 +10,7 @@ from laser_kernels import testing
 from laser_kernels.compat import patch
 
 pytest.importorskip("mergekit", reason="mergekit comes with make test-tools")
-models = pytest.importorskip("models", reason="transformers comes with make test-tools")
+models = pytest.importorskip("tool_models", reason="transformers comes with make test-tools")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
