@@ -12,7 +12,8 @@ ASAN = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=lib
 NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(wildcard csrc/*/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/emu/include/*.h python/*.?pp tests/emulated/*.?pp tests/*.cpp)
 
-.PHONY: help torch-cuda env demo demo-model test lint format cuda emu-test gpu-check bench bench-table figures clean
+.PHONY: help torch-cuda env demo demo-model laser-demo test test-tools lint format cuda emu-test gpu-check bench \
+  bench-table figures clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -35,6 +36,10 @@ $(VENV)/lint: $(VENV)/built
 	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,lint]"
 	@touch $@
 
+$(VENV)/tools: $(VENV)/built
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,tools]"
+	@touch $@
+
 $(VENV)/bench: $(VENV)/demo
 	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,demo,bench]"
 	@touch $@
@@ -47,6 +52,10 @@ demo: demo-model  ## reduce a real language model, verify it, compare with the o
 
 test: $(VENV)/built  ## the test suite
 	$(PY) -m pytest
+
+test-tools:  ## PEFT, mergekit and scikit-learn, unmodified, on this backend; their pins live in .venv-tools
+	$(MAKE) .venv-tools/tools VENV=.venv-tools
+	.venv-tools/bin/python -m pytest tests/tools
 
 lint: $(VENV)/lint  ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff check .
