@@ -62,6 +62,11 @@ class Prefix:
         self._key: bytes | None = None
         self._held: dict[bytes, tuple[int, Any]] = {}  # input -> (k, what layer k - 1 gave)
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """(name of the ModuleList, layer) that calls start at; ("", 0) where they run in full."""
+        return self._name, self._first
+
     def start_at(self, parameters: Sequence[str]) -> bool:
         """From now on only the layer that holds these parameters, and later ones, change. False: they are not in layers of
         one ModuleList, so that calls run in full."""

@@ -56,6 +56,7 @@ class _Run:
     ):
         self.model, self.tasks, self.prefix, self.trials, self.base = model, tasks, prefix, trials, base
         self._whole = False  # evaluate the whole model each time
+        self._compared: tuple[str, int] | None = None
 
     def start_at(self, site: Site, now: Scores | Trial) -> None:
         """Only this site and later layers change from here on. `now`: the first task's scores of the model as it is, with
@@ -63,6 +64,9 @@ class _Run:
         if self._whole or not self.prefix.start_at([target.name for target in site.targets]):
             self.prefix.stop()
             return
+        if self.prefix.place == self._compared:
+            return
+        self._compared = self.prefix.place
         evaluate(self.tasks[0].validation, self.model)  # remembers
         again = evaluate(self.tasks[0].validation, self.model)
         if abs(again.log_loss - now.log_loss) > SAME * (1 + abs(now.log_loss)) or again.accuracy != now.accuracy:

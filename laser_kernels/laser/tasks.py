@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from laser_kernels.laser.likelihood import Batch, batches, continuation, last_log_probs
+from laser_kernels.laser.likelihood import batches, continuation, last_log_probs
 from laser_kernels.laser.scores import Evaluate, Scores
 
 WINDOW = 256  # tokens: enough that the first few, which have little before them, do not decide; short enough for a CPU
@@ -88,33 +89,38 @@ class Choice:
             )
         self.identity = [list(prompts), list(options), list(right)]
         self._right = torch.tensor(list(right), device="cpu")
-        # The model need not see an option's last token, so options of one token share the bare prompt.
-        self._runs: list[tuple[int, list[Batch], list[tuple[int, torch.Tensor]]]] = []
-        answers = [[continuation(tokenizer, prompt, option) for prompt in prompts] for option in options]
-        shared: dict[tuple, list[tuple[int, torch.Tensor]]] = {}
-        for index, column in enumerate(answers):
-            lengths = {len(answer) for _, answer in column}
+        # An option's last token need not be seen, and a run that sees more than an option needs serves it, too.
+        columns = [[continuation(tokenizer, prompt, option) for prompt in prompts] for option in options]
+        longest = sorted(range(len(options)), key=lambda index: -max(len(answer) for _, answer in columns[index]))
+        runs: list[tuple[list[list[int]], int, list[tuple[int, Tensor]]]] = []
+        for index in longest:
+            lengths = {len(answer) for _, answer in columns[index]}
             if len(lengths) > 1:
                 raise ValueError(
                     f"[laser_kernels::Choice] option {options[index]!r} has {sorted(lengths)} tokens after different prompts"
                 )
-            seen = tuple((*prompt, *answer[:-1]) for prompt, answer in column)
-            shared.setdefault(seen, []).append((index, torch.tensor([answer for _, answer in column], device="cpu")))
-        for seen, columns in shared.items():
-            self._runs.append((columns[0][1].shape[1], batches(seen), columns))
+            seen = [prompt + answer[:-1] for prompt, answer in columns[index]]
+            served = (index, torch.tensor([answer for _, answer in columns[index]], device="cpu"))
+            for sequences, _, serves in runs:
+                if all(more[: len(one)] == one for more, one in zip(sequences, seen, strict=True)):
+                    serves.append(served)
+                    break
+            else:
+                runs.append((seen, max(lengths), [served]))
+        self._runs = [(batches(sequences), length, serves) for sequences, length, serves in runs]
+        self._options = len(options)
 
     def __len__(self) -> int:
         return len(self._right)
 
     def __call__(self, model: Any) -> Scores:
-        options = sum(len(columns) for *_, columns in self._runs)
-        likelihood = torch.zeros(len(self), options, dtype=torch.float64, device="cpu")
-        for length, groups, columns in self._runs:
+        likelihood = torch.zeros(len(self), self._options, dtype=torch.float64, device="cpu")
+        for groups, length, serves in self._runs:
             for batch, found in last_log_probs(model, groups, length):
-                for index, tokens in columns:
+                for index, tokens in serves:
                     wanted = tokens[batch.rows].to(found.device)
-                    summed = found.double().gather(2, wanted[:, :, None])[:, :, 0].sum(1)
-                    likelihood[batch.rows, index] = summed.cpu()
+                    picked = found[:, : wanted.shape[1]].gather(2, wanted[:, :, None])
+                    likelihood[batch.rows, index] = picked.double().sum((1, 2)).cpu()
         share = likelihood.log_softmax(1)
         return Scores.of(share.argmax(1) == self._right, -share.gather(1, self._right[:, None])[:, 0])
 
