@@ -34,7 +34,8 @@ def countries() -> list[Country]:
         from countryinfo import CountryInfo, CountryNotFoundError, all_countries
     except ImportError as error:
         raise ImportError(
-            "[laser_kernels::facts] country facts come from the package countryinfo >= 1.0, which is not installed here: "
+            "[laser_kernels::facts] country facts come from the package countryinfo >= 1.0 (Python 3.11 or later), which is "
+            "not installed here: "
             "pip install 'laser-kernels[search]'"
         ) from error
     found = {}
