@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from laser_kernels.laser import NextToken, Task
+from laser_kernels.testing import orthonormal
+
 WORDS = [f"w{i}" for i in range(96)]
 
 
@@ -48,9 +51,71 @@ def prompts(count, seed=0, length=5):
     return [" ".join(WORDS[i] for i in row[: length + n % 2]) for n, row in enumerate(rows)]
 
 
+RHOS = (0.5, 0.25, 0.125)
+PLANTED = "model.layers.2.mlp.up_proj.weight"
+
+
+def labelled(model, count=40, seed=0):
+    """The task that `model` solves perfectly: its own next tokens are the answers."""
+    texts = prompts(count, seed)
+    answers = []
+    with torch.no_grad():
+        for text in texts:
+            answers.append(WORDS[model(input_ids=torch.tensor([Words()(text)["input_ids"]])).logits[0, -1].argmax()])
+    half = count // 2
+    return Task("planted", *(NextToken(Words(), texts[s], answers[s]) for s in (slice(half), slice(half, None))))
+
+
+def plant(model, name, rank=4, signal=12.0, noise=10.0, seed=3):
+    """A matrix of rank `rank`, and a function that adds noise outside its singular spaces, so that truncation removes it."""
+    weight = model.get_parameter(name)
+    m, n = weight.shape
+    u, v = orthonormal(m, min(m, n), seed), orthonormal(n, min(m, n), seed + 1)
+    sigma = torch.full((min(m, n),), noise).double()
+    sigma[:rank] = 0
+    clean = (u[:, :rank] * signal) @ v[:, :rank].mT
+    with torch.no_grad():
+        weight.copy_(clean)
+
+    def add():
+        with torch.no_grad():
+            weight.copy_(clean + (u * sigma) @ v.mT)
+
+    return add
+
+
+def noisy():
+    """(model with noise in PLANTED, the task it solved before)."""
+    model = tiny()
+    add = plant(model, PLANTED)
+    task = labelled(model)
+    add()
+    return model, task
+
+
 def state(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def same_bits(model, before):
     return all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+class Crossing(torch.nn.Module):
+    """Layers of which the last reads what the first one gave: no chain."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(16, 16, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        first = self.layers[0](x)
+        return self.layers[2](self.layers[1](first).relu()) + first
+
+
+def regression(model):
+    """A user's own evaluation, of a model that is no language model."""
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(6))
+    y = model(x)
+    return {"accuracy": (y > 0).float().mean().item(), "log_loss": y.square().mean().item()}

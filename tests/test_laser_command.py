@@ -66,7 +66,9 @@ def test_greedy_search_by_facts(folder, tmp_path, capsys, few_countries):  # noq
     printed = capsys.readouterr().out
     assert "capital: w20 X w21, validation" in printed and "capital: X w22, validation" in printed
     for verdict in json.loads((out / "verdicts.json").read_text()):
-        assert verdict["edits"] and 0 <= verdict["after"]["accuracy"] <= 1 and verdict["comparison"]["questions"] in (1, 2)
+        assert (
+            verdict["edits"] and 0 <= verdict["after"]["accuracy"] <= 1 and verdict["comparison"]["questions"] in (1, 2)
+        )
     assert (out / "0" / "capital-w20-x-w21.png").exists() and (out / "1" / "trials.jsonl").exists()
 
 
