@@ -44,11 +44,18 @@ $(VENV)/bench: $(VENV)/demo
 	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,demo,bench]"
 	@touch $@
 
+$(VENV)/search: $(VENV)/demo
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PIP) install --no-build-isolation -e ".[test,demo,search]"
+	@touch $@
+
 demo-model: $(VENV)/demo  ## SmolLM2-135M (Apache-2.0) as a bf16 Hugging Face folder in .cache, checked by hash
 	$(PY) bench/demo_model.py --out $(MODEL)
 
 demo: demo-model  ## reduce a real language model, verify it, compare with the optimum and with LASER's own method
 	$(PY) bench/demo.py --model $(MODEL)
+
+laser-demo: demo-model $(VENV)/search  ## LASER itself on that model: search, picks, verdicts on unseen questions (about 10 minutes)
+	$(PY) bench/laser_demo.py --model $(MODEL)
 
 test: $(VENV)/built  ## the test suite
 	$(PY) -m pytest
@@ -103,4 +110,4 @@ figures: demo-model $(VENV)/bench  ## every figure of README and DEVNOTES, measu
 
 clean:  ## remove builds and caches, keep .venv and the demo model
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis laser_kernels/*.so
-	rm -f $(VENV)/built $(VENV)/demo $(VENV)/lint $(VENV)/bench
+	rm -f $(VENV)/built $(VENV)/demo $(VENV)/lint $(VENV)/bench $(VENV)/search

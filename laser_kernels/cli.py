@@ -1,4 +1,4 @@
-"""`laser-kernels plan | reduce | verify | extract | resize | bench`: arguments in, exit code out. 0 fine, 1 verify found
+"""`laser-kernels plan | reduce | verify | extract | resize | search | bench`: arguments in, exit code out. 0 fine, 1 verify found
 differences or bench a wrong answer, 2 an error, 130 interrupted."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from laser_kernels import extract_command, reduce_command, resize_command
 from laser_kernels.bench.command import add_arguments
+from laser_kernels.laser import command as search_command
 
 if TYPE_CHECKING:
     from laser_kernels.selection import Plan
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="laser-kernels",
         description="Replace weight matrices of a checkpoint by low-rank approximations.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify,bench,extract,resize}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{plan,reduce,verify,bench,extract,resize,search}"
+    )
     rules = argparse.ArgumentParser(add_help=False)
     what = rules.add_argument_group("what to reduce")
     what.add_argument(
@@ -96,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     extract_command.add_arguments(extract, _rank)
     resize = commands.add_parser("resize", help="write a LoRA of another rank")
     resize_command.add_arguments(resize, _rank)
+    search = commands.add_parser("search", help="find the intervention that makes a language model better at a task")
+    search_command.add_arguments(search)
     return parser
 
 
@@ -256,17 +261,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leave.code if isinstance(leave.code, int) else 2
     run = {
         **{"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench},
-        **{"extract": extract_command.run, "resize": resize_command.run},
-    }[args.command]
+        **{"extract": extract_command.run, "resize": resize_command.run, "search": search_command.run},
+    }
     try:
-        return run(args)
+        return run[args.command](args)
     except KeyboardInterrupt:
         print("laser-kernels: interrupted: add --resume to the same command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of stdout has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
         text = str(error).removeprefix("[laser_kernels] ") or type(error).__name__
         print(f"laser-kernels: error: {text}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-# Called with (bytes done, bytes in all, name of what was just done).
+# Called with (bytes done, bytes in all, name of what was just done); some commands count other things than bytes.
 Progress = Callable[[int, int, str], None]
 
 LINE_SECONDS = 30.0
@@ -18,15 +18,15 @@ def silent(done: int, total: int, name: str) -> None:
 
 
 class Bar:
-    """A tqdm bar over bytes."""
+    """A tqdm bar over bytes, or over whatever `unit` says."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO, unit: str = "B"):
         from tqdm import tqdm
 
         self._bar = tqdm(
             file=stream,
-            unit="B",
-            unit_scale=True,
+            unit=unit if unit == "B" else f" {unit}",
+            unit_scale=unit == "B",
             unit_divisor=1024,
             dynamic_ncols=True,
             leave=False,
@@ -53,7 +53,7 @@ class Lines:
             print(f"laser-kernels: {done / max(1, total):.0%} ({name})", file=self._stream, flush=True)
 
 
-def automatic(stream: TextIO | None = None) -> Progress:
+def automatic(stream: TextIO | None = None, unit: str = "B") -> Progress:
     """The bar where `stream` (stderr) is a terminal, lines elsewhere."""
     stream = stream or sys.stderr
-    return Bar(stream) if stream.isatty() else Lines(stream)
+    return Bar(stream, unit) if stream.isatty() else Lines(stream)
