@@ -1,5 +1,6 @@
 """Low-rank reduction of LLM weights at matrix-product speed, with a certified error. Contract: the docstrings in api.py."""
 
+from laser_kernels import ranks
 from laser_kernels.api import SVD, choose, explain, low_rank, svdvals, truncated_svd
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.errors import CheckpointError, NonFiniteError
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "factorize",
     "low_rank",
+    "ranks",
     "reduce_checkpoint",
     "svdvals",
     "truncated_svd",
