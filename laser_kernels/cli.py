@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from laser_kernels.bench.command import add_arguments
 
 if TYPE_CHECKING:
+    from laser_kernels.rank import Rule
     from laser_kernels.selection import Plan
     from laser_kernels.work import Work
 
@@ -38,14 +39,13 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def _rank(text: str) -> int | float:
+def _rank(text: str) -> int | float | Rule:
+    from laser_kernels.ranks import from_text
+
     try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a count (64) or a fraction (0.1); got {text!r}") from None
+        return from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("[laser_kernels] ")) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "several with commas",
     )
     what.add_argument("--layers", help="27, 20-29, a comma list of those, or all (default); layers count from 0")
-    what.add_argument("--rank", type=_rank, help="a count (64) or a fraction of the short side (0.1)")
+    what.add_argument("--rank", type=_rank, help="a count (64), a fraction (0.1) or a rule (energy:0.9)")
     what.add_argument(
         "--plan",
         metavar="YAML",
@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     rules.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    plan = commands.add_parser("plan", parents=[rules], help="print what reduce would do; reads headers only")
+    plan = commands.add_parser(
+        "plan",
+        parents=[rules],
+        help="print what reduce would do; reads headers, and weights for rank rules that need them",
+    )
     plan.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
     reduce = commands.add_parser("reduce", parents=[rules], help="write a reduced copy of a checkpoint")
     reduce.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
@@ -180,12 +184,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _run_plan(args: argparse.Namespace) -> int:
     from laser_kernels.checkpoint import Reader
     from laser_kernels.devices import resolve_devices
+    from laser_kernels.progress import automatic
     from laser_kernels.work import prepare
 
     plan = _plan_of(args)
     with Reader(args.source) as reader:
-        work = prepare(reader, plan, args.memory_budget)
-        rows = plan_rows(work, args.tol, resolve_devices(args.device)[0])
+        device = resolve_devices(args.device)[0]
+        work = prepare(reader, plan, args.memory_budget, device=device, progress=automatic())
+        rows = plan_rows(work, args.tol, device)
         total = sum(row["seconds"] for row in rows)
         source_bytes = sum(shard.header.file_size for shard in reader.shards)
     chosen = sum(

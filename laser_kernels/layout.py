@@ -201,13 +201,13 @@ def _groups(
         if entry.name not in chosen:
             continue
         order, target = chosen[entry.name]
-        kind = (target.rows, target.cols, target.dtype, target.rank)
         count = target.experts or 1
         step_in, step_out = (
             entry.nbytes // count,
             target.rows * target.cols * DTYPE_BITS[stored_dtype(target.dtype)] // 8,
         )
         for expert in range(count):
+            kind = (target.rows, target.cols, target.dtype, target.rank_of(expert))
             members = waiting.setdefault(kind, [])
             if members and (len(members) + 1) * step_out > limit:
                 yield Group(*kind, tuple(members))

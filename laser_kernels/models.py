@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from laser_kernels.resolve import resolve
 from laser_kernels.selection import Plan, Selection, select
 from laser_kernels.shard import Entry
 from laser_kernels.work import as_plan
@@ -32,4 +33,11 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
         Entry(name, _STORED.get(str(p.dtype).removeprefix("torch."), str(p.dtype)), tuple(p.shape), 0, 0)
         for name, p in model.named_parameters()
     ]
-    return select(entries, config.to_dict() if hasattr(config, "to_dict") else {}, as_plan(plan))
+    chosen = as_plan(plan)
+    selection = select(entries, config.to_dict() if hasattr(config, "to_dict") else {}, chosen)
+
+    def read(name: str, expert: int | None) -> Tensor:
+        weight = model.get_parameter(name).detach()
+        return weight if expert is None else weight[expert]
+
+    return resolve(selection, chosen, read)[0]

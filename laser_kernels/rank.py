@@ -48,26 +48,20 @@ class Rule(abc.ABC):
         """The rank, before any clamp, from the number of values up to the crossing; never falls as `count` grows."""
         return count
 
+    def found(self, a: Tensor) -> int:
+        """The rank for a (m, n), before any clamp. 1 where `a` is not finite: whoever reduces it refuses it by name."""
+        given = self.of_shape(*a.shape)
+        if given is not None:
+            return given
+        if not torch.isfinite(a).all():
+            return 1
+        from laser_kernels.ranks.search import find  # uses truncated_svd, whose door asks rules
+
+        return find(a, self)
+
     def of(self, a: Tensor) -> int:
-        """The rank for a (m, n): clamped to 1..min(m, n) with a warning. 1 where `a` is not finite: whoever reduces it
-        refuses it by name."""
-        found = self.of_shape(*a.shape)
-        if found is None:
-            if not torch.isfinite(a).all():
-                return 1
-            from laser_kernels.ranks.search import find  # uses truncated_svd, whose door asks rules
-
-            found = find(a, self)
-        return self.clamped(found, *a.shape)
-
-    def clamped(self, found: int, rows: int, cols: int) -> int:
-        """`found` within 1..min(rows, cols), with a warning where that changes it."""
-        rank = max(1, min(found, min(rows, cols)))
-        if rank != found:
-            warnings.warn(
-                f"[laser_kernels] {self} gives rank {found} for a {(rows, cols)} matrix: {rank} is taken", stacklevel=5
-            )
-        return rank
+        """The rank for a (m, n): what is found, clamped to 1..min(m, n) with a warning."""
+        return clamped(self, self.found(a), *a.shape)
 
     @property
     def spec(self) -> str:
@@ -75,6 +69,20 @@ class Rule(abc.ABC):
         fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
         values = ",".join(f"{key}={value}" for key, value in fields if value is not None)
         return f"{self.name}:{values}" if values else self.name
+
+
+def clamp(rule: Rule, found: int, rows: int, cols: int) -> tuple[int, str | None]:
+    """`found` within 1..min(rows, cols), and a sentence where that changes it."""
+    rank = max(1, min(found, rows, cols))
+    return rank, None if rank == found else f"{rule} gives rank {found} for a {(rows, cols)} matrix: {rank} is taken"
+
+
+def clamped(rule: Rule, found: int, rows: int, cols: int) -> int:
+    """`clamp`, its sentence as a warning."""
+    rank, said = clamp(rule, found, rows, cols)
+    if said:
+        warnings.warn(f"[laser_kernels] {said}", stacklevel=6)
+    return rank
 
 
 def resolve_rank(rank: int | float | Rule, rows: int, cols: int) -> int:
@@ -96,7 +104,7 @@ def resolve_rank(rank: int | float | Rule, rows: int, cols: int) -> int:
                 f"[laser_kernels] {rank} finds a rank from a matrix's singular values, and only a shape is known here: "
                 "pass a number, or first the matrix to rule.of(matrix)"
             )
-        return rank.clamped(found, rows, cols)
+        return clamped(rank, found, rows, cols)
     if isinstance(rank, bool) or not isinstance(rank, numbers.Real):
         raise TypeError(
             f"[laser_kernels] rank must be an int, a float or a rule of laser_kernels.ranks; got {rank!r} "

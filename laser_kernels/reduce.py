@@ -28,6 +28,7 @@ from laser_kernels.layout import (
 from laser_kernels.progress import Progress, automatic
 from laser_kernels.quantized import without_quantization
 from laser_kernels.report import KEPT, Report, Row, model_card
+from laser_kernels.resolve import recorded
 from laser_kernels.run import EscalationWarning
 from laser_kernels.selection import Plan
 from laser_kernels.work import Work, as_plan, prepare
@@ -62,7 +63,7 @@ def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[st
         "source": reader.fingerprint(),
         "plan": work.plan.as_dict(),
         "selected tensors": _digest([asdict(target) for target in work.selection.targets]),
-        **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget")},
+        **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget", "ranks") if key in settings},
         "versions": _versions(),
     }
 
@@ -151,7 +152,8 @@ def reduce_checkpoint(
         memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call.
         resume: go on with what an interrupted run left in `dst`; the result is bitwise that of one run.
         on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are.
-        progress: called with (bytes done, bytes in all, name); None: a bar or lines on stderr.
+        progress: called with (done, in all, name), first while rank rules look at the weights they must see (numbers), then
+            for bytes written; None: a bar or lines on stderr.
 
     Returns:
         The report that `dst/laser_report.json` holds.
@@ -168,7 +170,8 @@ def reduce_checkpoint(
     chosen = as_plan(plan)
     with Reader(source) as reader:
         check_destination(source, destination, resume)
-        work = prepare(reader, chosen, memory_budget)
+        known = recorded(destination, reader, chosen) if resume else {}
+        work = prepare(reader, chosen, memory_budget, found=known, device=devices[0], progress=progress or automatic())
         settings = {
             **{
                 "tol": tol,
@@ -177,6 +180,7 @@ def reduce_checkpoint(
                 "memory_budget": memory_budget or DEFAULT_BUDGET,
             },
             "on_nonfinite": on_nonfinite,
+            **({"ranks": dict(work.found)} if work.found else {}),
         }
         who = identity(reader, work, settings)
         finished = _finished(destination, _digest(who)) if resume else None

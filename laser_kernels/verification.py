@@ -119,7 +119,7 @@ def verify(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Verifica
             return Verification((f"{destination}: is unfinished: it holds {', '.join(leftovers)}",), 0, 0)
         with Reader(destination) as after:
             report = Report.load(destination / REPORT_NAME)
-            work = prepare(before, as_plan(report.plan))
+            work = prepare(before, as_plan(report.plan), found=report.settings.get("ranks"))
             found = _headers(before, after, work.layouts) + _side_files(before, after, work)
             if found:
                 return Verification(tuple(found), 0, 0, report)

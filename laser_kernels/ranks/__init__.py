@@ -10,7 +10,7 @@ Names of other tools (Laser, Kohya, Peft, Mergekit, LyCORIS, Asvd) are theirs to
 from laser_kernels.rank import Rule
 from laser_kernels.ranks.marchenko_pastur import MarchenkoPastur
 from laser_kernels.ranks.own import Energy, Fixed, Fraction, Frobenius, Knee, Nuclear, ParamBudget, Ratio, Threshold
-from laser_kernels.ranks.spec import RULES, from_spec
+from laser_kernels.ranks.spec import RULES, from_spec, from_text
 from laser_kernels.ranks.tools import Asvd, Kohya, Laser, LyCORIS, Mergekit, Peft
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "Rule",
     "Threshold",
     "from_spec",
+    "from_text",
 ]

@@ -93,7 +93,16 @@ def _grow(a: Tensor, rule: Rule, line: Crossing, unit: float) -> int | None:
 
 
 def _seconds(a: Tensor, rank: int, tol: float) -> float:
-    problem = Problem(*a.shape, rank, str(a.dtype).removeprefix("torch."), tol, a.device.type, 1, ops.capability(a.device))
+    problem = Problem(
+        a.shape[0],
+        a.shape[1],
+        rank,
+        str(a.dtype).removeprefix("torch."),
+        tol,
+        a.device.type,
+        1,
+        ops.capability(a.device),
+    )
     return choose(problem).seconds
 
 

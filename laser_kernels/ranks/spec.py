@@ -12,7 +12,18 @@ from laser_kernels.ranks.marchenko_pastur import MarchenkoPastur
 from laser_kernels.ranks.own import Energy, Fixed, Fraction, Frobenius, Knee, Nuclear, ParamBudget, Ratio, Threshold
 from laser_kernels.ranks.tools import Asvd, Kohya, Laser, LyCORIS, Mergekit, Peft
 
-_OWN: tuple[Any, ...] = (Fixed, Fraction, Energy, Frobenius, Nuclear, Ratio, Threshold, Knee, MarchenkoPastur, ParamBudget)
+_OWN: tuple[Any, ...] = (
+    Fixed,
+    Fraction,
+    Energy,
+    Frobenius,
+    Nuclear,
+    Ratio,
+    Threshold,
+    Knee,
+    MarchenkoPastur,
+    ParamBudget,
+)
 _TOOLS: tuple[Any, ...] = (Laser, Kohya, Peft, Mergekit, LyCORIS, Asvd)
 
 # name -> class: every rule that text can ask for.
@@ -47,6 +58,16 @@ def from_spec(value: object) -> Rule:
     raise ValueError(
         f"[laser_kernels] a rank rule is a number, text like energy:0.9, or a mapping like {{energy: 0.9}}; got {value!r}"
     )
+
+
+def from_text(text: str) -> int | float | Rule:
+    """A rank as a command line gives it: a count, a fraction, or a rule. Raises ValueError, saying what it may be."""
+    number = _value(text)
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        return number
+    if not text[:1].isalpha():
+        raise ValueError(f"must be a count (64), a fraction (0.1) or a rule (energy:0.9); got {text!r}")
+    return from_spec(text)
 
 
 def _value(word: Any) -> Any:
