@@ -11,6 +11,7 @@ from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.report import Report
 from laser_kernels.run import EscalationWarning
 from laser_kernels.selection import Plan
+from laser_kernels.spectra import SpectrumStats, spectrum_stats
 from laser_kernels.verification import Verification, verify
 from laser_kernels.version import __version__
 
@@ -26,6 +27,7 @@ __all__ = [
     "Problem",
     "Report",
     "Route",
+    "SpectrumStats",
     "Threshold",
     "Verification",
     "__version__",
@@ -35,6 +37,7 @@ __all__ = [
     "low_rank",
     "ranks",
     "reduce_checkpoint",
+    "spectrum_stats",
     "svdvals",
     "truncated_svd",
     "verify",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST = 1 << 40  # more values than any matrix has
+
 
 @dataclass(frozen=True)
 class Leading:
@@ -36,12 +38,12 @@ class Crossing(abc.ABC):
         """The least and the largest number of values up to the crossing; None: it may lie beyond the known ones."""
 
     @abc.abstractmethod
-    def wanted(self, known: Leading) -> float:
-        """How narrow the bounds must be to tell, roughly, in units of s^2."""
+    def estimate(self, known: Leading) -> tuple[int, bool]:
+        """About how many values up to the crossing; whether the known ones reach it (else: at least so many, a guess)."""
 
     @abc.abstractmethod
-    def at_least(self, known: Leading) -> int:
-        """How many leading values are needed for certain."""
+    def wanted(self, known: Leading) -> float:
+        """How narrow the bounds must be to tell, roughly, in units of s^2."""
 
     def in_units(self, unit: float) -> Crossing:
         """The same line for values divided by `unit`."""
@@ -67,13 +69,15 @@ class Share(Crossing):
             return least or known.side, most or known.side
         return least or known.side + 1, most
 
-    def wanted(self, known: Leading) -> float:
-        at = (self.bracket(known)[1] or known.side) - 1
-        return known.low[at].item() / 50  # leaves one cut in 25 to the exact spectrum
+    def estimate(self, known: Leading) -> tuple[int, bool]:
+        reached = _first(known.low_sum >= self.share * known.energy)
+        if reached is not None:
+            return reached, True
+        missing = self.share * known.energy - known.low_sum[-1].item()
+        return known.side + 1 + int(missing / max(known.low[-1].item(), missing / MOST)), False
 
-    def at_least(self, known: Leading) -> int:
-        missing = self.share * known.energy - known.high_sum[-1].item()
-        return known.side + max(0, int(missing / max(known.high[-1].item(), 1e-300)))
+    def wanted(self, known: Leading) -> float:
+        return known.low[self.estimate(known)[0] - 1].item() / 50  # leaves one cut in 25 to the exact spectrum
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,12 @@ class Above(Crossing):
         most = int((known.high > self._level(known.low[0])).sum())
         return least, most if most < known.side or known.whole else None
 
+    def estimate(self, known: Leading) -> tuple[int, bool]:
+        count = int((known.low > self._level(known.low[0])).sum())
+        return count, count < known.side
+
     def wanted(self, known: Leading) -> float:
         return (known.low - self._level(known.low[0])).abs().min().item() / 2
-
-    def at_least(self, known: Leading) -> int:
-        return known.side
 
     def in_units(self, unit: float) -> Above:
         return Above(self.absolute / unit, self.relative)

@@ -1,6 +1,6 @@
 """The rank of one matrix by a rule that looks at its values: no more of the spectrum than the rule needs.
 
-1. Grow: truncated SVDs of twice the rank, until the values found cross the rule's line. The energy ||A||_F^2 is known
+1. Grow: truncated SVDs of twice the rank and more, until the values found cross the line. The energy ||A||_F^2 is known
    exactly, so what is captured says what is missing, and the certificate bounds what the captured values lack.
 2. Where those bounds leave a doubt: a tighter tol, once; then all values from A^T A in float64, each with its bound; then
    LAPACK's SVD in float64.
@@ -25,7 +25,8 @@ TIGHTEST = 1e-7  # below it float32 products can certify nothing
 NOISE = 4.0  # eps ||A||_F^2 that a captured energy may be off: csrc's kNoise
 FLOOR = 32.0  # the contract's c: residual <= (1 + bound) tail + c eps ||A||
 UNRESOLVED = 0.1  # count_eigenvalues' own measure of what it could not tell; beyond it the values are computed
-VALUES_ONLY = 0.5  # time of a symmetric eigensolver without vectors / with them: DEVNOTES.md, "Ranks by growing"
+WORTH = 0.25  # of GRAM_EIGH's time in float64: half of what the values alone take, so that growing in vain costs little
+BEYOND = 16  # a 16th more values than the estimate, among which the tighter certificate finds the crossing
 
 
 def find(a: Tensor, rule: Rule) -> int:
@@ -71,25 +72,23 @@ def _grow(a: Tensor, rule: Rule, line: Crossing, unit: float) -> int | None:
     """The rank from leading values alone; None where that cannot tell, or costs more than the whole spectrum."""
     shape, side = (a.shape[0], a.shape[1]), min(a.shape)
     energy = exact.energy(a, unit)
-    budget = VALUES_ONLY * _seconds(a, 1, 0.0)
-    rank = min(FIRST, side)
-    while True:
+    budget = WORTH * _seconds(a, 1, 0.0)
+    rank, reached = min(FIRST, side), False
+    while not reached:
         budget -= _seconds(a, rank, LOOSE)
         if budget < 0 or rank >= side:
             return None
         known = _leading(a, rank, LOOSE, energy, unit)
-        rank_or_none = _told(known, rule, line, shape, unit)
-        if rank_or_none is not None:
-            return rank_or_none
-        most = line.bracket(known)[1]
-        if most is not None:
-            break
-        rank = min(side, max(2 * rank, line.at_least(known)))
-    left = energy - known.low_sum[most - 1].item()
+        told = _told(known, rule, line, shape, unit)
+        if told is not None:
+            return told
+        count, reached = line.estimate(known)
+        rank = min(side, count + 1 + count // BEYOND if reached else max(2 * rank, count))
+    left = energy - known.low_sum[max(0, count - 1)].item()
     tol = min(LOOSE, line.wanted(known) / (2 * max(left, 1e-300)))
-    if tol < TIGHTEST or budget < _seconds(a, most, tol):
+    if tol < TIGHTEST or budget < _seconds(a, rank, tol):
         return None
-    return _told(_leading(a, min(side, most + 1), tol, energy, unit), rule, line, shape, unit)
+    return _told(_leading(a, rank, tol, energy, unit), rule, line, shape, unit)
 
 
 def _seconds(a: Tensor, rank: int, tol: float) -> float:
