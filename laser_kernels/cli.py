@@ -1,5 +1,5 @@
-"""`laser-kernels plan | reduce | verify | bench`: arguments in, exit code out. 0 fine, 1 verify found differences or bench
-a wrong answer, 2 an error, 130 interrupted."""
+"""`laser-kernels plan | reduce | verify | bench | scan`: arguments in, exit code out. 0 fine, 1 verify found differences
+or bench a wrong answer, 2 an error, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.bench.command import add_arguments
+from laser_kernels.scan import command as scan
 
 if TYPE_CHECKING:
     from laser_kernels.rank import Rule
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="laser-kernels",
         description="Replace weight matrices of a checkpoint by low-rank approximations.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,reduce,verify,bench,scan}")
     rules = argparse.ArgumentParser(add_help=False)
     what = rules.add_argument_group("what to reduce")
     what.add_argument(
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "bench", help="time truncated SVDs against other libraries, the error beside every time"
     )
     add_arguments(bench, _rank)
+    scan.add_arguments(commands.add_parser("scan", help="spectra of a checkpoint: SNR, ranks, conditioning"))
     return parser
 
 
@@ -280,16 +282,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
     except SystemExit as leave:  # argparse has said why
         return leave.code if isinstance(leave.code, int) else 2
-    run = {"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench}[args.command]
+    run = {"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench, "scan": scan.run}
     try:
-        return run(args)
+        return run[args.command](args)
     except KeyboardInterrupt:
         print("laser-kernels: interrupted: add --resume to the same command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of stdout has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
         text = str(error).removeprefix("[laser_kernels] ") or type(error).__name__
         print(f"laser-kernels: error: {text}", file=sys.stderr)
         return 2

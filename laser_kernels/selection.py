@@ -60,7 +60,7 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-def _reducible(entry: Entry) -> bool:
+def reducible(entry: Entry) -> bool:
     """Whether a tensor is a floating matrix, or a stack of experts' matrices."""
     matrices = len(entry.shape) == 2 or (len(entry.shape) == 3 and "expert" in entry.name)
     return matrices and entry.dtype in FLOATING + FP8_DTYPES and min(entry.shape) > 0
@@ -110,7 +110,7 @@ def select(entries: Sequence[Entry], config: Mapping[str, Any], plan: Plan) -> S
             for name in asked:
                 if rule.layers is None or layer_of(name) in rule.layers:
                     refuse_packed(name, by_name.get(name), packed, by_name, config)
-            found = [entry.name for entry in named if _reducible(entry)]
+            found = [entry.name for entry in named if reducible(entry)]
             if not found:
                 raise CheckpointError(_nothing(word, names, architecture))
             hits.update(dict.fromkeys(found))
