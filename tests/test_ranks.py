@@ -97,7 +97,9 @@ def test_the_median_of_noise(beta):
 
 def test_a_rule_that_gives_no_rank_is_clamped_and_says_so():
     a = llm_like(30, 20)
-    with pytest.warns(UserWarning, match=r"Threshold\(sigma=1000000.0\) gives rank 0 for a \(30, 20\) matrix: 1 is taken"):
+    with pytest.warns(
+        UserWarning, match=r"Threshold\(sigma=1000000.0\) gives rank 0 for a \(30, 20\) matrix: 1 is taken"
+    ):
         _, info = lk.low_rank(a, lk.Threshold(1e6), return_info=True)
     assert info.rank == 1
     assert lk.low_rank(a, lk.Threshold(0.0), return_info=True)[1].rank == 20

@@ -103,7 +103,7 @@ class Energy(Rule):
 
 @dataclass(frozen=True)
 class Frobenius(Rule):
-    """The least k whose truncation is within `residual` of A: ||A - A_k||_F <= residual ||A||_F.
+    """The least k >= 1 whose truncation is within `residual` of A: ||A - A_k||_F <= residual ||A||_F.
 
     residual 0.1 is a share of energy of 0.99: Frobenius(e) is Energy(1 - e^2), without its rounding at small e.
     """
@@ -119,7 +119,7 @@ class Frobenius(Rule):
 
     def count(self, values: Tensor | Sequence[float], shape: tuple[int, int] | None = None) -> int:
         tails = spectrum(values).square().flip(0).cumsum(0).flip(0)  # tails[k] is what rank k leaves
-        return int((tails > self.residual**2 * tails[0]).sum())
+        return max(1, int((tails > self.residual**2 * tails[0]).sum()))
 
 
 @dataclass(frozen=True)
