@@ -10,7 +10,7 @@ import torch
 
 import laser_kernels as lk
 from laser_kernels import exact
-from laser_kernels.ranks import Energy, Frobenius, Kohya, LyCORIS, Mergekit, Nuclear, Peft, Ratio, Threshold, search
+from laser_kernels.ranks import Energy, Frobenius, Kohya, LyCORIS, Mergekit, Nuclear, Ratio, Threshold, search
 from laser_kernels.ranks.crossing import Above, Leading, Share, exactly
 from laser_kernels.testing import FAMILIES, eps, gaussian, llm_like, with_spectrum
 
