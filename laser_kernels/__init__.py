@@ -1,5 +1,6 @@
 """Low-rank reduction of LLM weights at matrix-product speed, with a certified error. Contract: the docstrings in api.py."""
 
+from laser_kernels import ranks
 from laser_kernels.api import SVD, choose, explain, low_rank, svdvals, truncated_svd
 from laser_kernels.deltas import svd_delta
 from laser_kernels.dispatch import Problem, Route
@@ -19,6 +20,7 @@ from laser_kernels.report import Report
 from laser_kernels.resize import resize_lora
 from laser_kernels.run import EscalationWarning
 from laser_kernels.selection import Plan
+from laser_kernels.spectra import SpectrumStats, spectrum_stats
 from laser_kernels.verification import Verification, verify
 from laser_kernels.version import __version__
 from laser_kernels.weighted import WeightedSVD, weighted_svd
@@ -36,6 +38,7 @@ __all__ = [
     "Problem",
     "Report",
     "Route",
+    "SpectrumStats",
     "Threshold",
     "Verification",
     "WeightedSVD",
@@ -47,11 +50,13 @@ __all__ = [
     "factorize_model_",
     "load_factored",
     "low_rank",
+    "ranks",
     "reduce_checkpoint",
     "reduce_model_",
     "reduce_to_lora",
     "reduced",
     "resize_lora",
+    "spectrum_stats",
     "svd_delta",
     "svd_product",
     "svdvals",

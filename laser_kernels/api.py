@@ -16,7 +16,7 @@ from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
 from laser_kernels.errors import NonFiniteError
 from laser_kernels.info import Info
-from laser_kernels.rank import resolve_rank
+from laser_kernels.rank import Rule, resolve_rank
 from laser_kernels.run import Options, run
 
 
@@ -28,7 +28,7 @@ class SVD(NamedTuple):
     Vh: Any
 
 
-Rank = int | float | Sequence[int | float]
+Rank = int | float | Rule | Sequence[int | float | Rule]
 
 
 @on_its_stream
@@ -55,8 +55,8 @@ def truncated_svd(
         A: (m, n), (b, m, n), or a list of matrices of any shapes; float32, float64, bfloat16 or float16; torch tensors
             or NumPy arrays (which come back as such), strided and transposed views included. Inputs that require grad
             are detached.
-        rank: an int, a float in (0, 1] = fraction of min(m, n), or a rule (Threshold, MarchenkoPastur: ranks.py); or one of
-            these per matrix.
+        rank: an int, a float in (0, 1] = fraction of min(m, n), or a rule of laser_kernels.ranks, which finds each
+            matrix's own; or one of these per matrix.
         tol: the excess, residual / tail - 1, that you accept. 0 computes in float64 to excess <= 1e-6. None: `max_iter`
             multiplications by A^T A and no judgement.
         oversample: extra columns p of the randomized block. Default: dispatch.default_block.
@@ -197,7 +197,7 @@ def svdvals(A: Any) -> Any:
 
 def choose(
     shape: Any,
-    rank: int | float,
+    rank: int | float | Rule,
     *,
     dtype: Any = torch.float32,
     tol: float | None = 1e-3,
@@ -209,7 +209,7 @@ def choose(
 ) -> Route:
     """The Route that `truncated_svd` or `low_rank` would take for `batch` matrices of `shape` (or of a tensor's shape).
 
-    A pure function of its arguments: prints, compares, and needs no data.
+    A pure function of its arguments: prints, compares, and needs no data; so a rule may only look at the shape.
     """
     if hasattr(shape, "shape"):
         dtype, device = getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
@@ -229,7 +229,7 @@ def choose(
     return choose_route(problem, route, oversample, max_iter)
 
 
-def explain(shape: Any, rank: int | float, **options: Any) -> str:
+def explain(shape: Any, rank: int | float | Rule, **options: Any) -> str:
     """What `choose` answers, as a sentence: route, block, precision, estimated time, and why."""
     route = choose(shape, rank, **options)
     precision = "float64" if route.wide else "float32"

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from laser_kernels.arrays import back_to, to_tensor
-from laser_kernels.rank import resolve_rank
-from laser_kernels.ranks import Rule
+from laser_kernels.rank import Rule, resolve_rank
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

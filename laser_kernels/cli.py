@@ -1,5 +1,5 @@
-"""`laser-kernels plan | reduce | verify | extract | resize | search | bench`: arguments in, exit code out. 0 fine, 1 verify found
-differences or bench a wrong answer, 2 an error, 130 interrupted."""
+"""`laser-kernels COMMAND`: arguments in, exit code out. 0 fine, 1 verify found differences or bench a wrong answer, 2 an
+error, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from laser_kernels import extract_command, reduce_command, resize_command
 from laser_kernels.bench.command import add_arguments
 from laser_kernels.laser import command as search_command
+from laser_kernels.scan import command as scan_command
 
 if TYPE_CHECKING:
+    from laser_kernels.rank import Rule
     from laser_kernels.selection import Plan
     from laser_kernels.work import Work
 
@@ -40,14 +42,13 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def _rank(text: str) -> int | float:
+def _rank(text: str) -> int | float | Rule:
+    from laser_kernels.ranks import from_text
+
     try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a count (64) or a fraction (0.1); got {text!r}") from None
+        return from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("[laser_kernels] ")) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="laser-kernels",
         description="Replace weight matrices of a checkpoint by low-rank approximations.",
     )
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{plan,reduce,verify,bench,extract,resize,search}"
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rules = argparse.ArgumentParser(add_help=False)
     what = rules.add_argument_group("what to reduce")
     what.add_argument(
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "several with commas",
     )
     what.add_argument("--layers", help="27, 20-29, a comma list of those, or all (default); layers count from 0")
-    what.add_argument("--rank", type=_rank, help="a count (64) or a fraction of the short side (0.1)")
+    what.add_argument("--rank", type=_rank, help="a count (64), a fraction (0.1) or a rule (energy:0.9)")
     what.add_argument(
         "--plan",
         metavar="YAML",
@@ -82,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     rules.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    plan = commands.add_parser("plan", parents=[rules], help="print what reduce would do; reads headers only")
+    plan = commands.add_parser(
+        "plan",
+        parents=[rules],
+        help="print what reduce would do; reads headers, and weights for rank rules that need them",
+    )
     plan.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
     reduce_command.add_output(plan)
     reduce = commands.add_parser("reduce", parents=[rules], help="write a reduced copy of a checkpoint")
@@ -99,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     extract_command.add_arguments(extract, _rank)
     resize = commands.add_parser("resize", help="write a LoRA of another rank")
     resize_command.add_arguments(resize, _rank)
+    scan = commands.add_parser("scan", help="spectra of a checkpoint: SNR, ranks, conditioning")
+    scan_command.add_arguments(scan)
     search = commands.add_parser("search", help="find the intervention that makes a language model better at a task")
     search_command.add_arguments(search)
     return parser
@@ -182,12 +187,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _run_plan(args: argparse.Namespace) -> int:
     from laser_kernels.checkpoint import Reader
     from laser_kernels.devices import resolve_devices
+    from laser_kernels.progress import automatic
     from laser_kernels.work import prepare
 
     plan = _plan_of(args)
     with Reader(args.source) as reader:
-        work = prepare(reader, plan, args.memory_budget, args.output)
-        rows = plan_rows(work, args.tol, resolve_devices(args.device)[0])
+        device = resolve_devices(args.device)[0]
+        work = prepare(reader, plan, args.memory_budget, args.output, device=device, progress=automatic())
+        rows = plan_rows(work, args.tol, device)
         total = sum(row["seconds"] for row in rows)
         source_bytes = reader.nbytes
     chosen = sum(len(group.matrices) * group.written_bytes for group in work.groups)
@@ -261,7 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leave.code if isinstance(leave.code, int) else 2
     run = {
         **{"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench},
-        **{"extract": extract_command.run, "resize": resize_command.run, "search": search_command.run},
+        **{"extract": extract_command.run, "resize": resize_command.run},
+        **{"scan": scan_command.run, "search": search_command.run},
     }
     try:
         return run[args.command](args)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from laser_kernels.split import SPLITS
 
 
-def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], int | float]) -> None:
+def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], Any]) -> None:
     parser.add_argument("base", metavar="BASE", help="folder of the checkpoint that the fine-tuning began with")
     parser.add_argument("tuned", metavar="TUNED", help="folder of the fine-tuned checkpoint")
     parser.add_argument("out", metavar="OUT", help="PEFT folder to make")

@@ -12,7 +12,7 @@ from laser_kernels.api import SVD, truncated_svd
 from laser_kernels.arrays import back_to, on_its_stream
 from laser_kernels.canonical import as_tensor
 from laser_kernels.info import Info
-from laser_kernels.rank import resolve_rank
+from laser_kernels.rank import Rule, clamped, resolve_rank
 
 
 class Factorization:
@@ -31,20 +31,25 @@ class Factorization:
         """The largest rank it serves."""
         return self.info.rank
 
-    def _resolve(self, rank: int | float) -> int:
-        r = resolve_rank(rank, *self.shape)
+    def _resolve(self, rank: int | float | Rule) -> int:
+        whole = self.rank == min(self.shape)
+        if isinstance(rank, Rule) and whole:  # all singular values are here
+            values = as_tensor(self.svd.S, "factorize")
+            r = clamped(rank, rank.count(values, self.shape), *self.shape)
+        else:
+            r = resolve_rank(rank, *self.shape)
         if r > self.rank:
             raise ValueError(
                 f"[laser_kernels::factorize] this factorization serves ranks up to {self.rank}; got {r}: factorize again"
             )
         return r
 
-    def at(self, rank: int | float) -> SVD:
-        """The leading `rank` triples: views, nothing is computed."""
+    def at(self, rank: int | float | Rule) -> SVD:
+        """The leading `rank` triples: views, nothing is computed. Rules that look at values need a whole factorization."""
         r = self._resolve(rank)
         return SVD(self.svd.U[:, :r], self.svd.S[:r], self.svd.Vh[:r])
 
-    def reconstruct(self, rank: int | float, out: Any = None) -> Any:
+    def reconstruct(self, rank: int | float | Rule, out: Any = None) -> Any:
         """U diag(S) Vh at `rank` in the input's dtype, rounded once; into `out` if given."""
         u, s, vh = (as_tensor(x, "factorize") for x in self.at(rank))
         product = ((u * s) @ vh).to(self.dtype)
@@ -58,7 +63,7 @@ class Factorization:
 
 
 @on_its_stream
-def factorize(A: Any, rank: int | float | None = None, *, tol: float = 1e-3, seed: int = 0) -> Factorization:
+def factorize(A: Any, rank: int | float | Rule | None = None, *, tol: float = 1e-3, seed: int = 0) -> Factorization:
     """Decomposes one matrix once, for every rank up to `rank` (None: all, by a full SVD).
 
     Args:

@@ -46,6 +46,11 @@ class Convert:
     nbytes: int
 
 
+def label_of(name: str, expert: int | None) -> str:
+    """What a report calls a matrix: the tensor's name, with its expert's number where it has several."""
+    return name if expert is None else f"{name}[{expert}]"
+
+
 def key_of(label: str) -> int:
     """What keys the random sketch of a matrix: a hash of its name, whatever else is reduced beside it."""
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little") >> 1
@@ -63,7 +68,7 @@ class Matrix:
 
     @property
     def label(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+        return label_of(self.name, self.index)
 
     @property
     def key(self) -> int:
@@ -252,17 +257,14 @@ def _groups(
             if entry.name not in chosen:
                 continue
             order, target = chosen[entry.name]
-            kind = Group(target.rows, target.cols, target.dtype, target.rank, entry.name in factored)
             count = target.experts or 1
-            start = at[factor_names(entry.name)[0] if kind.factored else entry.name]
+            start = at[factor_names(entry.name)[0] if entry.name in factored else entry.name]
             for expert in range(count):
+                kind = Group(target.rows, target.cols, target.dtype, target.rank_of(expert), entry.name in factored)
                 index = None if target.experts is None else expert
                 source = header.data_start + entry.begin + expert * (entry.nbytes // count)
-                yield (
-                    kind,
-                    kind.matrix_bytes,
-                    Matrix(entry.name, index, order, source, start + expert * kind.matrix_bytes),
-                )
+                place = start + expert * kind.matrix_bytes
+                yield kind, kind.matrix_bytes, Matrix(entry.name, index, order, source, place)
 
     for kind, members in batches(matrices(), group_bytes(budget)):
         yield replace(kind, matrices=tuple(members))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from laser_kernels.api import low_rank
 from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.info import Info
-from laser_kernels.layout import DEFAULT_BUDGET, batches, group_bytes, key_of
+from laser_kernels.layout import DEFAULT_BUDGET, batches, group_bytes, key_of, label_of
 from laser_kernels.report import ModelReport, Row
+from laser_kernels.resolve import resolve
 from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import FLOATING, Plan, Selection, Target, select
 from laser_kernels.shard import Entry
@@ -40,7 +41,7 @@ class Piece:
 
     @property
     def label(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+        return label_of(self.name, self.index)
 
     @property
     def key(self) -> int:
@@ -71,11 +72,17 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
     parameters = dict(model.named_parameters(remove_duplicate=False))
     entries = [_entry(name, p, STORED.get(str(p.dtype).removeprefix("torch."), "?")) for name, p in parameters.items()]
     entries += [_entry(name, b, _BUFFER) for name, b in model.named_buffers(remove_duplicate=False)]
-    selection = select(entries, config.to_dict() if hasattr(config, "to_dict") else {}, as_plan(plan))
+    chosen = as_plan(plan)
+    selection = select(entries, config.to_dict() if hasattr(config, "to_dict") else {}, chosen)
     for target in selection.targets:
         _refuse_special(target.name, parameters[target.name])
     targets, notes = _untied(selection.targets, parameters)
-    return replace(selection, targets=targets, notes=selection.notes + notes)
+
+    def read(name: str, expert: int | None) -> Tensor:
+        weight = parameters[name].detach()
+        return weight if expert is None else weight[expert]
+
+    return resolve(replace(selection, targets=targets, notes=selection.notes + notes), chosen, read)[0]
 
 
 def _entry(name: str, tensor: Tensor, dtype: str) -> Entry:
@@ -127,7 +134,7 @@ def pieces_of(model: nn.Module, selection: Selection) -> list[Piece]:
         if target.experts is None:
             found.append(Piece(target.name, None, weight, target.rank))
         else:
-            found += [Piece(target.name, i, expert, target.rank) for i, expert in enumerate(weight)]
+            found += [Piece(target.name, i, expert, target.rank_of(i)) for i, expert in enumerate(weight)]
     bad = [i for i, piece in enumerate(found) if not torch.isfinite(piece.weight).all()]
     if bad:
         raise NonFiniteError(bad, "reduce_model_", [found[i].label for i in bad])

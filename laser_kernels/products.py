@@ -11,8 +11,7 @@ from laser_kernels.api import SVD
 from laser_kernels.arrays import back_to
 from laser_kernels.canonical import as_tensor
 from laser_kernels.errors import NonFiniteError
-from laser_kernels.rank import resolve_rank
-from laser_kernels.ranks import Rule, Threshold
+from laser_kernels.rank import Rule, clamped, resolve_rank
 
 
 def svd_product(B: Any, A: Any, rank: Any = None) -> Any:
@@ -28,11 +27,11 @@ def svd_product(B: Any, A: Any, rank: Any = None) -> Any:
         B: (m, k) or (b, m, k); float32, float64, bfloat16 or float16, torch or NumPy.
         A: (k, n) or (b, k, n).
         rank: None: all min(m, k, n); an int; a float in (0, 1] = fraction of min(m, k, n), the most that the product can
-            have; or a Threshold.
+            have; or a rule (ranks), which sees all min(m, n) singular values.
 
     Returns:
         SVD(U (..., m, r), S (..., r), Vh (..., r, n)) in float32 (float64 where B or A is); a list of them where a
-        Threshold gives the matrices of a batch different ranks.
+        A rule gives the matrices of a batch different ranks.
 
     Raises:
         TypeError, ValueError: dtype, shape or rank; singular values that float32 cannot hold. NonFiniteError: NaN or Inf,
@@ -87,15 +86,11 @@ def _check_factors(left: Tensor, right: Tensor) -> None:
 
 
 def rank_of_product(rank: Any, values: Tensor, shape: tuple[int, int]) -> int:
-    """What `rank` asks of an (m, n) product with these singular values, of which there are at most k."""
-    if isinstance(rank, Rule) and not isinstance(rank, Threshold):
-        raise TypeError(
-            f"[laser_kernels::svd_product] rank must be an int, a fraction or a Threshold; got {rank!r}, which asks for "
-            "the spectrum of the whole matrix: form the product and use truncated_svd"
-        )
-    if isinstance(rank, Rule):
-        return rank.of(torch.diag(values))
+    """What `rank` asks of an (m, n) product with these singular values: at most k, the others of the product are zero."""
     side = values.shape[0]
+    if isinstance(rank, Rule):
+        whole = torch.nn.functional.pad(values, (0, min(shape) - side))
+        return clamped(rank, rank.count(whole, shape), side, side)
     try:
         return side if rank is None else resolve_rank(rank, side, side)
     except ValueError as error:

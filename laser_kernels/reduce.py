@@ -23,6 +23,7 @@ from laser_kernels.journal import JOURNAL_NAME
 from laser_kernels.layout import DEFAULT_BUDGET, Group
 from laser_kernels.progress import Progress, automatic
 from laser_kernels.report import KEPT, Report, Row, model_card, versions
+from laser_kernels.resolve import recorded
 from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import Plan
 from laser_kernels.work import Work, as_plan, prepare
@@ -46,7 +47,11 @@ def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[st
         "source": reader.fingerprint(),
         "plan": work.plan.as_dict(),
         "selected tensors": _digest([asdict(target) for target in work.selection.targets]),
-        **{key: settings[key] for key in ("tol", "seed", "device", "memory_budget", "output")},
+        **{
+            key: settings[key]
+            for key in ("tol", "seed", "device", "memory_budget", "output", "ranks")
+            if key in settings
+        },
         "versions": versions(),
     }
 
@@ -148,7 +153,8 @@ def reduce_checkpoint(
         on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are (dense output only).
         output: "dense" writes A_r in the weight's place: every loader takes it, nothing is smaller. "factored" writes B and
             A in the place of weights that this makes smaller, for `load_factored`; the others as "dense".
-        progress: called with (bytes done, bytes in all, name); None: a bar or lines on stderr.
+        progress: called with (done, in all, name), first while rank rules look at the weights they must see (numbers), then
+            for bytes written; None: a bar or lines on stderr.
 
     Returns:
         The report that `dst/laser_report.json` holds.
@@ -165,7 +171,9 @@ def reduce_checkpoint(
     chosen = as_plan(plan)
     with Reader(source) as reader:
         check_destination(source, destination, resume)
-        work = prepare(reader, chosen, memory_budget, output)
+        known = recorded(destination, reader, chosen) if resume else {}
+        shown = progress or automatic()
+        work = prepare(reader, chosen, memory_budget, output, found=known, device=devices[0], progress=shown)
         settings = {
             **{
                 "tol": tol,
@@ -174,6 +182,7 @@ def reduce_checkpoint(
                 "memory_budget": memory_budget or DEFAULT_BUDGET,
             },
             **{"on_nonfinite": on_nonfinite, "output": output},
+            **({"ranks": dict(work.found)} if work.found else {}),
         }
         who = identity(reader, work, settings)
         finished = _finished(destination, _digest(who)) if resume else None

@@ -15,6 +15,7 @@ import yaml
 
 from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
+from laser_kernels.layout import label_of
 from laser_kernels.shard import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+        return label_of(self.name, self.index)
 
     @staticmethod
     def of(

@@ -66,7 +66,7 @@ def resize_lora(
         source: a PEFT folder, or a .safetensors file with kohya's, Comfy's or diffusers' names.
         out: a folder or file (as `source`) that is not there yet.
         rank: an int (modules that have less keep theirs, which the report notes), a float in (0, 1] = fraction of each
-            module's own rank, or a Threshold on the singular values of delta.
+            module's own rank, or a rule (ranks) for the singular values of delta.
         conv_rank: the same for convolutions; None: `rank`.
         split: which factor gets the singular values: "sqrt" both, "left" B (as kohya writes), "right" A.
 

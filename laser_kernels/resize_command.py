@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from laser_kernels.split import SPLITS
 
 
-def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], int | float]) -> None:
+def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], Any]) -> None:
     parser.add_argument("source", metavar="IN", help="PEFT folder, or .safetensors file of kohya's or diffusers' kind")
     parser.add_argument("out", metavar="OUT", help="folder or file to make")
     parser.add_argument(

@@ -121,9 +121,11 @@ def verify(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Verifica
             return Verification((f"{destination}: is unfinished: it holds {', '.join(leftovers)}",), 0, 0)
         with Reader(destination) as after:
             report = Report.load(destination / REPORT_NAME)
-            if report.settings.get("output") == "lora":
+            settings = report.settings
+            if settings.get("output") == "lora":
                 raise CheckpointError(f"{destination}: is an adapter, not a checkpoint: there is nothing to compare")
-            work = prepare(before, as_plan(report.plan), output=report.settings.get("output", "dense"))
+            output, ranks = settings.get("output", "dense"), settings.get("ranks")
+            work = prepare(before, as_plan(report.plan), output=output, found=ranks)
             found = _headers(before, after, work.layouts) + _side_files(before, after, work)
             if found:
                 return Verification(tuple(found), 0, 0, report)

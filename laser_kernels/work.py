@@ -1,4 +1,4 @@
-"""All that is decided before a weight is read: which tensors, to what rank, and where every byte of the output goes."""
+"""All that is decided before a weight is reduced: which tensors, to what rank, and where every byte of the output goes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from typing import Any
 from laser_kernels.checkpoint import Reader
 from laser_kernels.factored import as_factored, split_targets
 from laser_kernels.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out, output_index
+from laser_kernels.matrices import read_matrix
+from laser_kernels.progress import Progress, silent
 from laser_kernels.quantized import fp8_weights, without_quantization
+from laser_kernels.resolve import check_memory, resolve
 from laser_kernels.selection import Plan, Selection, select
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that is decided before a weight is read. `factored` are the targets that become factors."""
+    """All that is decided before a weight is reduced.
+
+    Attributes:
+        factored: the targets that become factors.
+        found: what rank rules gave for the matrices they had to see.
+    """
 
     plan: Plan
     selection: Selection
@@ -25,6 +33,7 @@ class Work:
     factored: frozenset[str]
     layouts: tuple[ShardLayout, ...]
     notes: tuple[str, ...]
+    found: Mapping[str, int]
 
     @property
     def groups(self) -> Iterator[Group]:
@@ -65,8 +74,21 @@ def as_plan(plan: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:
     return Plan.from_dict(plan) if isinstance(plan, Mapping) else Plan.from_yaml(plan)
 
 
-def prepare(reader: Reader, plan: Plan, memory_budget: int | None = None, output: str = "dense") -> Work:
-    """Select targets and lay the output out. Reads nothing but the headers that `reader` has."""
+def prepare(
+    reader: Reader,
+    plan: Plan,
+    memory_budget: int | None = None,
+    output: str = "dense",
+    *,
+    found: Mapping[str, int] | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Work:
+    """Select targets and lay the output out, from the headers that `reader` has.
+
+    Weights are read where a rank rule must see them: one at a time, on `device`, and not those of `found`
+    (resolve.recorded).
+    """
     entries = [
         entry for shard in reader.shards for entry in sorted(shard.header.entries, key=lambda e: (e.begin, e.end))
     ]
@@ -75,8 +97,10 @@ def prepare(reader: Reader, plan: Plan, memory_budget: int | None = None, output
         if memory_budget < 1:
             raise ValueError(f"memory_budget must be a number of bytes; got {memory_budget}")
         check_budget(selection.targets, memory_budget)
+        check_memory(selection, memory_budget)
+    selection, found = resolve(selection, plan, lambda *of: read_matrix(reader, *of).to(device), found, progress)
     fp8 = fp8_weights({entry.name: entry for entry in entries}, reader.config)
     factored, notes = split_targets(selection, reader) if output == "factored" else (frozenset[str](), ())
     shards = [(shard.file, shard.header) for shard in reader.shards]
     layouts = lay_out(shards, selection.targets, fp8, memory_budget or DEFAULT_BUDGET, factored)
-    return Work(plan, selection, fp8, factored, layouts, selection.notes + notes)
+    return Work(plan, selection, fp8, factored, layouts, selection.notes + notes, found)
