@@ -50,20 +50,18 @@ def factor(
     b, a = (svd.U * root.unsqueeze(-2)).to(weight.dtype), (root.unsqueeze(-1) * svd.Vh).to(weight.dtype)
     # Half-precision factors are exact in float32, and their own rounding far above that of its sums.
     wide = torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else torch.float64
-    measured = []
-    for info, w, left, right in zip(infos, weight, b, a, strict=True):  # one at a time: it takes a matrix in `wide`
+    norms = []
+    for w, left, right in zip(weight, b, a, strict=True):  # one at a time: it takes a matrix in `wide`
         rest = (left.to(wide) @ right.to(wide)).sub_(w)
-        residual = torch.linalg.vector_norm(rest, dtype=torch.float64).item()
-        norm = torch.linalg.vector_norm(w, dtype=torch.float64).item()
-        measured.append(
-            replace(
-                info,
-                residual=residual,
-                relative_residual=residual / norm if norm else 0.0,
-                rounding=residual - info.residual,
-            )
-        )
-    return b, a, measured
+        norms.append(torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64) for x in (rest, w)]))
+    found = torch.stack(norms).tolist()  # the one time that the host waits for a device
+    return b, a, [measured(info, gap, norm, info.residual) for info, (gap, norm) in zip(infos, found, strict=True)]
+
+
+def measured(info: Info, residual: float, norm: float, unrounded: float) -> Info:
+    """`info` with the residual of rounded factors."""
+    relative = residual / norm if norm else 0.0
+    return replace(info, residual=residual, relative_residual=relative, rounding=residual - unrounded)
 
 
 def pack(b: Tensor, a: Tensor, place: Tensor) -> None:

@@ -14,7 +14,7 @@ from laser_kernels.checkpoint import REPORT_NAME, Reader
 from laser_kernels.devices import Place, resolve_devices
 from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.factored import not_linear
-from laser_kernels.factors import factor, shrinks
+from laser_kernels.factors import factor, measured, shrinks
 from laser_kernels.layout import Group
 from laser_kernels.pipeline import load
 from laser_kernels.progress import Progress, automatic
@@ -159,13 +159,9 @@ def difference(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, list[Info]]:
     root = tail.sqrt()
     b = (svd.U[..., rank:] * -root.unsqueeze(-2)).to(weight.dtype)
     a = (root.unsqueeze(-1) * svd.Vh[..., rank:, :]).to(weight.dtype)
-    said = []
-    for info, left, right, values, w in zip(infos, b, a, tail, weight, strict=True):
-        residual = torch.linalg.vector_norm(left.double() @ right.double()).item()
-        norm = torch.linalg.vector_norm(w, dtype=torch.float64).item()
-        unrounded = torch.linalg.vector_norm(values, dtype=torch.float64).item()
-        relative = residual / norm if norm else 0.0
-        said.append(
-            replace(info, rank=rank, residual=residual, relative_residual=relative, rounding=residual - unrounded)
-        )
-    return b, a, said
+    norms = []
+    for w, left, right, beyond in zip(weight, b, a, tail, strict=True):
+        parts = (left.double() @ right.double(), w, beyond)
+        norms.append(torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64) for x in parts]))
+    found = torch.stack(norms).tolist()
+    return b, a, [replace(measured(info, *three), rank=rank) for info, three in zip(infos, found, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 import tiny_checkpoints as tiny
@@ -255,6 +256,12 @@ def test_what_does_not_fit_is_an_error_that_says_so(tmp_path, kind):
     change_config(folder, change)
     with pytest.raises(CheckpointError, match=why):
         lk.load_factored(folder)
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'laser-kernels\[hf\]'"):
+        lk.load_factored(tmp_path)
 
 
 def test_tied_embeddings_stay_tied(tmp_path):
