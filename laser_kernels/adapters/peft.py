@@ -20,7 +20,6 @@ from laser_kernels.adapters.factors import Adapter, Factors, factors_of, pairs_o
 from laser_kernels.adapters.storage import load_tensors, save_tensors, save_text
 from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
-from laser_kernels.writer import explained
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -65,8 +64,6 @@ def _write_folder(
     for name in (CONFIG, WEIGHTS):
         if (folder / name).exists():
             raise CheckpointError(f"{folder}: holds an adapter already ({name}): name another folder, or remove it")
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     for name, text in {**texts, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
         save_text(folder / name, text)
