@@ -158,12 +158,11 @@ def extract_lora(
                 delta = difference(new.read(name), old.read(name)).to(place)
                 deltas[name] = delta.mT if name in turned else delta
                 done += new.entries[name].nbytes
-            unchanged += [module_of(name) for name, delta in deltas.items() if not delta.any()]
-            deltas = {name: delta for name, delta in deltas.items() if delta.any()}
-            if deltas:
-                for row, made in cut.apply(deltas):
-                    rows.append(row)
-                    factors[row.name] = made
+            changed = {name: delta for name, delta in deltas.items() if delta.any()}
+            unchanged += [module_of(name) for name in deltas if name not in changed]
+            for row, made in cut.apply(changed) if changed else ():
+                rows.append(row)
+                factors[row.name] = made
             report(done, total, names[part][-1])
         left_out, taken = [], set(names)
         for name in (name for name in same if name not in taken):
@@ -181,7 +180,7 @@ def extract_lora(
             left_out=tuple(left_out),
             only_in_base=tuple(name for name in old.entries if name not in new.entries),
             only_in_tuned=tuple(name for name in new.entries if name not in old.entries),
-            reshaped=tuple(name for name in new.entries if name in old.entries and name not in set(same)),
+            reshaped=tuple(name for name in new.entries if _shape(old, name) not in (None, new.entries[name].shape)),
             notes=tuple(notes),
         )
         adapter = peft.fresh(factors, base_model or old.name, task_type, fan_in_fan_out=bool(turned))

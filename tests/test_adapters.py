@@ -65,13 +65,17 @@ def test_peft_loads_the_folder_and_adds_alpha_over_r_times_the_product(tmp_path)
 def test_nothing_that_looks_finished_is_left_when_writing_fails(tmp_path, monkeypatch):
     import laser_kernels.adapters.storage as storage
 
-    def full(*_):
+    def full(_, path, *__):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(storage, "save_file", full)
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
         write_peft(tmp_path / "lora", {"q": pair(6, 3, 5)}, base_model="b")
     assert list((tmp_path / "lora").iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_peft(tmp_path / "file" / "lora", {"q": pair(6, 3, 5)}, base_model="b")
 
 
 @pytest.mark.parametrize(

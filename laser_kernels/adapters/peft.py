@@ -20,7 +20,6 @@ from laser_kernels.adapters.factors import Adapter, Factors, factors_of, pairs_o
 from laser_kernels.adapters.storage import load_tensors, save_tensors, save_text
 from laser_kernels.checkpoint import read_json
 from laser_kernels.errors import CheckpointError
-from laser_kernels.writer import explained
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -65,8 +64,6 @@ def _write_folder(
     for name in (CONFIG, WEIGHTS):
         if (folder / name).exists():
             raise CheckpointError(f"{folder}: holds an adapter already ({name}): name another folder, or remove it")
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     for name, text in {**texts, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
         save_text(folder / name, text)
@@ -143,6 +140,7 @@ def write_peft(
     base_model: str,
     alpha: Mapping[str, float] | None = None,
     task_type: str | None = "CAUSAL_LM",
+    fan_in_fan_out: bool = False,
 ) -> None:
     """Write a PEFT LoRA folder: each module's weight changes by (alpha / r) B A.
 
@@ -156,6 +154,7 @@ def write_peft(
         base_model: name or path of the model that it belongs to.
         alpha: module name -> alpha; r where it is missing, so that the factor is 1.
         task_type: PEFT's; None fits any module, without generate() of its own.
+        fan_in_fan_out: whether the base stores its weights (in, out), as GPT-2's Conv1D does. B and A are as above anyway.
 
     Raises:
         ValueError: no factors, shapes that do not fit, names that end in ".weight", alphas of modules that are not there.
@@ -176,4 +175,4 @@ def write_peft(
     if bad := [name for name, value in given.items() if not math.isfinite(value)]:
         raise ValueError(f"[laser_kernels::write_peft] alpha of {bad[0]} must be finite; got {given[bad[0]]}")
     checked = {name: factors_of(name, b, a, given.get(name)) for name, (b, a) in factors.items()}
-    write(Path(folder), fresh(checked, base_model, task_type, fan_in_fan_out=False))
+    write(Path(folder), fresh(checked, base_model, task_type, fan_in_fan_out))

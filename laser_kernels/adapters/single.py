@@ -59,7 +59,6 @@ def write(path: Path, adapter: Adapter) -> None:
             tensors[name + ALPHA] = _alpha_like(tensors[name + ALPHA], factors.alpha)
         elif factors.alpha != factors.rank:
             raise ValueError(f"[laser_kernels::adapters] {name} has no alpha in the file: B and A must hold all")
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors, _metadata(adapter, tensors))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laser_kernels.errors import CheckpointError
-from laser_kernels.writer import explained, partial_name
+from laser_kernels.writer import partial_name
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -24,22 +25,30 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file beside its name, and give it the name when it is whole."""
-    own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what `path` shall be: it gets its name at the end, and nothing is left where that is not reached."""
     partial = path.parent / partial_name(path.name)
-    with explained(path):
-        try:
-            save_file(own, partial, dict(metadata))
-        except SafetensorError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(None, str(error)) from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
         os.rename(partial, path)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be written ({why}): make room, or name another place") from error
+    finally:
+        if path.parent.is_dir():
+            partial.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file. Raises CheckpointError naming it."""
+    own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    with _whole(path) as partial:
+        save_file(own, partial, dict(metadata))
 
 
 def save_text(path: Path, text: str) -> None:
     """Write a small text file in the same way."""
-    partial = path.parent / partial_name(path.name)
-    with explained(path):
+    with _whole(path) as partial:
         partial.write_text(text, "utf-8")
-        os.rename(partial, path)
