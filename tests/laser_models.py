@@ -47,7 +47,7 @@ def tiny(kind="llama", seed=0, scale=8.0, **more):
 def prompts(count, seed=0, length=5):
     """Texts of `length` or one more words."""
     g = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(WORDS), (count, length + 1), generator=g).tolist()
+    rows = torch.randint(len(WORDS), (count, length + 1), generator=g, device="cpu").tolist()
     return [" ".join(WORDS[i] for i in row[: length + n % 2]) for n, row in enumerate(rows)]
 
 
@@ -107,15 +107,16 @@ class Crossing(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(5)
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(16, 16, bias=False) for _ in range(3))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(16, 16, bias=False) for _ in range(4))
 
     def forward(self, x):
         first = self.layers[0](x)
-        return self.layers[2](self.layers[1](first).relu()) + first
+        middle = self.layers[2](self.layers[1](first).relu()).relu()
+        return self.layers[3](middle) + first
 
 
 def regression(model):
     """A user's own evaluation, of a model that is no language model."""
-    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(6))
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(6), device="cpu").to(model.layers[0].weight)
     y = model(x)
     return {"accuracy": (y > 0).float().mean().item(), "log_loss": y.square().mean().item()}

@@ -11,7 +11,7 @@ from laser_kernels.errors import CheckpointError
 from laser_kernels.laser import Intervention, Scores, Task, greedy, judge, search
 from laser_kernels.laser.scores import evaluate
 from laser_kernels.laser.sites import Sweep, sites_of, tied
-from laser_kernels.testing import residual, residual_bound
+from laser_kernels.testing import gaussian, residual, residual_bound
 
 
 @pytest.fixture(scope="module", name="noisy")
@@ -30,7 +30,10 @@ def test_search_finds_the_planted_matrix_layer_and_rank(noisy, monkeypatch):
     assert best.accuracy == 1.0 > found.base[task.name].accuracy
     assert len(factorized) == 12 and len(found.trials) == 12 * len(RHOS)
     assert same_bits(model, before)
+    model.train()
     verdict = judge(model, task, best.edits, rhos=RHOS)
+    assert model.training
+    model.eval()
     assert verdict.after.accuracy == 1.0 > verdict.before.accuracy
     assert verdict.comparison.gained > 0 == verdict.comparison.lost
     assert same_bits(model, before)
@@ -144,7 +147,7 @@ class Experts(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.experts = torch.nn.Parameter(torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(1)))
+        self.experts = torch.nn.Parameter(gaussian(36, 8, 1).float().view(3, 12, 8))
 
 
 def test_each_expert_of_a_fused_parameter_is_reduced_by_itself():

@@ -42,6 +42,22 @@ def test_next_token_is_the_most_probable_of_the_whole_vocabulary(model):
     assert scores.right[0] and scores.accuracy == scores.right.double().mean().item()
 
 
+class Plain(torch.nn.Module):
+    """A model that knows input_ids only, and gives bare logits."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids):
+        return self.inner(input_ids=input_ids).logits
+
+
+def test_a_model_without_transformers_options_scores_the_same(model):
+    task = NextToken(Words(), prompts(5), prompts(5, seed=1, length=1))
+    assert evaluate(task, Plain(model)).log_loss == pytest.approx(evaluate(task, model).log_loss, rel=1e-6)
+
+
 def test_choice_sums_the_log_likelihood_of_each_options_tokens(model):
     texts, options = prompts(9), ["w1", "w2 w3", "w2 w4 w5", "w6", "w2 w3 w9"]
     right = [n % 5 for n in range(9)]

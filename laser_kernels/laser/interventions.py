@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -103,18 +103,17 @@ def compat_plan(model: nn.Module, interventions: Sequence[Intervention]) -> Plan
     Raises:
         ValueError: a rank would be 0, as LASER's rounding gives for small matrices.
     """
-    exact = compose(interventions)
-    rates = {rule: one.rate for rule, one in enumerate(sorted(interventions, key=lambda one: one.rho))}
+    ordered = sorted(interventions, key=lambda one: one.rho)
     rules = []
-    for target in targets_of(model, exact).targets:
-        one = Intervention("all", -1, rates[target.rule])
+    for target in targets_of(model, compose(ordered)).targets:
+        one = ordered[target.rule]
         rank = one.rank(target.rows, target.cols, compat=True)
         if rank == 0:
             raise ValueError(
                 f"[laser_kernels::laser] {target.name}: LASER's rounding gives rank 0 for {target.rows}x{target.cols} at "
                 f"rate {one.rate:g}: use compose, which keeps at least 1"
             )
-        rules.append(Rule((f"re:^{target.name}$",), rank))
+        rules.append(Rule((f"re:^{re.escape(target.name)}$",), rank))
     return Plan(tuple(rules))
 
 
@@ -132,7 +131,7 @@ def interventions_of(plan: Plan) -> list[Intervention]:
                 f"[laser_kernels::laser] a rate is a fraction, and of two the smaller one wins; rule {rule.as_dict()} has "
                 "no such form: use fractions in ascending order"
             )
-        smallest = rule.rank if math.isfinite(rule.rank) else smallest
+        smallest = rule.rank
         layers = [-1] if rule.layers is None else sorted(rule.layers)
         found += [Intervention.keeping(name, layer, rule.rank) for name in rule.targets for layer in layers]
     return found

@@ -34,7 +34,7 @@ class Scores:
         return Scores(right.double().mean().item(), losses.mean().item(), right, losses)
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def order(self) -> tuple[float, float]:
         """Sorts results, best first: by accuracy, ties by log-loss, as LASER's search does."""
         return (-self.accuracy, self.log_loss)
 

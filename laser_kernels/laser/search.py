@@ -40,12 +40,12 @@ class Findings:
 
     def of(self, task: str) -> list[Trial]:
         """The trials of a task, best first: by accuracy, ties by log-loss, then in order."""
-        return sorted((trial for trial in self.trials if trial.task == task), key=lambda trial: trial.rank)
+        return sorted((trial for trial in self.trials if trial.task == task), key=lambda trial: trial.order)
 
     def best(self, task: str) -> Trial | None:
         """The pick: the best trial, or None where none is better than the unchanged model."""
         found = self.of(task)
-        return found[0] if found and found[0].rank < self.base[task].rank else None
+        return found[0] if found and found[0].order < self.base[task].order else None
 
 
 class _Run:
@@ -222,7 +222,7 @@ def greedy(
                 sweep = trying.enter_context(Sweep(model, site, fractions, tol=tol, seed=seed))
                 for attempt in tries:
                     trial = run.score(task, attempt, sweep)
-                    if trial.rank < best.rank:
+                    if trial.order < best.order:
                         best, edits = trial, attempt
                     found.append(trial)
                     done += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Trial:
     log_loss: float
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def order(self) -> tuple[float, float]:
         """Sorts trials, best first: by accuracy, ties by log-loss."""
         return (-self.accuracy, self.log_loss)
 
@@ -100,9 +100,6 @@ class Trials:
                 f"{file}: belongs to a search with other {', '.join(different)}: name another folder, or search as before "
                 f"({', '.join(f'{key} {old.get(key)!r:.120}' for key in different)})"
             )
-
-    def __iter__(self) -> Iterable[Trial]:
-        return iter(self._known.values())
 
     def get(self, task: str, edits: Sequence[Intervention]) -> Trial | None:
         """What is known of these edits, in whichever order."""
