@@ -171,7 +171,7 @@ def reduce_checkpoint(
     with Reader(source) as reader:
         check_destination(source, destination, resume)
         known = recorded(destination, reader, chosen) if resume else {}
-        work = prepare(reader, chosen, memory_budget, found=known, device=devices[0], progress=progress or automatic())
+        work = prepare(reader, chosen, memory_budget, found=known, device=devices[0], progress=progress)
         settings = {
             **{
                 "tol": tol,
