@@ -187,13 +187,12 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _run_plan(args: argparse.Namespace) -> int:
     from laser_kernels.checkpoint import Reader
     from laser_kernels.devices import resolve_devices
-    from laser_kernels.progress import automatic
     from laser_kernels.work import prepare
 
     plan = _plan_of(args)
     with Reader(args.source) as reader:
         device = resolve_devices(args.device)[0]
-        work = prepare(reader, plan, args.memory_budget, args.output, device=device, progress=automatic())
+        work = prepare(reader, plan, args.memory_budget, args.output, device=device, progress=None)
         rows = plan_rows(work, args.tol, device)
         total = sum(row["seconds"] for row in rows)
         source_bytes = reader.nbytes

@@ -172,8 +172,7 @@ def reduce_checkpoint(
     with Reader(source) as reader:
         check_destination(source, destination, resume)
         known = recorded(destination, reader, chosen) if resume else {}
-        shown = progress or automatic()
-        work = prepare(reader, chosen, memory_budget, output, found=known, device=devices[0], progress=shown)
+        work = prepare(reader, chosen, memory_budget, output, found=known, device=devices[0], progress=progress)
         settings = {
             **{
                 "tol": tol,

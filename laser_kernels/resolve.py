@@ -16,7 +16,7 @@ from laser_kernels.checkpoint import REPORT_NAME, Reader
 from laser_kernels.errors import CheckpointError
 from laser_kernels.journal import JOURNAL_NAME
 from laser_kernels.layout import label_of, stored_dtype
-from laser_kernels.progress import Progress, silent
+from laser_kernels.progress import Progress, automatic, silent
 from laser_kernels.rank import Rule, clamp
 from laser_kernels.selection import Plan, Selection, Target
 from laser_kernels.shard import DTYPE_BITS
@@ -49,18 +49,24 @@ def check_memory(selection: Selection, budget: int) -> None:
 
 
 def resolve(
-    selection: Selection, plan: Plan, read: Read, known: Mapping[str, int] | None = None, progress: Progress = silent
+    selection: Selection,
+    plan: Plan,
+    read: Read,
+    known: Mapping[str, int] | None = None,
+    progress: Progress | None = silent,
 ) -> tuple[Selection, dict[str, int]]:
     """The selection with every rank known, and what the rules gave (before any clamp) by the matrices' labels.
 
     Args:
         read: (name, expert or None) -> matrix (m, n), read one at a time.
         known: what an earlier run of the same plan and source found; nothing is read for these.
+        progress: called with (numbers looked at, numbers in all, label); None: a bar or lines on stderr.
     """
     found: dict[str, int] = {}
     notes: list[str] = []
     total = sum(target.rows * target.cols * (target.experts or 1) for target in _open(selection))
     done = 0
+    step = (progress or automatic()) if total else silent
 
     def ranks_of(target: Target) -> tuple[int, ...]:
         nonlocal done
@@ -74,7 +80,7 @@ def resolve(
             ranks.append(rank)
             notes.extend([f"{label}: {said}"] if said else [])
             done += target.rows * target.cols
-            progress(done, total, label)
+            step(done, total, label)
         return tuple(ranks)
 
     def resolved(target: Target) -> Target:

@@ -82,12 +82,12 @@ def prepare(
     *,
     found: Mapping[str, int] | None = None,
     device: str = "cpu",
-    progress: Progress = silent,
+    progress: Progress | None = silent,
 ) -> Work:
     """Select targets and lay the output out, from the headers that `reader` has.
 
     Weights are read where a rank rule must see them: one at a time, on `device`, and not those of `found`
-    (resolve.recorded).
+    (resolve.recorded). `progress` is resolve's.
     """
     entries = [
         entry for shard in reader.shards for entry in sorted(shard.header.entries, key=lambda e: (e.begin, e.end))

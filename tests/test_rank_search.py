@@ -133,6 +133,14 @@ def test_values_from_the_gram_matrix_and_from_lapack():
     assert Nuclear(1 - 1e-7).of(steep) == Nuclear(1 - 1e-7).count(s)
 
 
+def test_lapack_decides_below_what_the_gram_matrix_resolves(ways):
+    steep = with_spectrum(80, 60, torch.logspace(0, -12, 60, dtype=torch.float64))
+    s = torch.linalg.svdvals(steep)
+    for sigma in (3.3e-9, 3.3e-11):  # squares of 1e-17 and less: A^T A in float64 has nothing of them
+        assert Threshold(sigma).found(steep) == Threshold(sigma).count(s)
+    assert ways["svd"] == 2
+
+
 def test_large_matrices_do_not_cost_a_spectrum(monkeypatch):
     """With the real cost model: what decays is found by growing, what does not is not grown for long."""
     tried = []
