@@ -106,6 +106,16 @@ def test_it_loads_and_computes_what_the_model_in_memory_does(tmp_path, make):
     assert tiny_models.changed(again.to(torch.bfloat16), tiny_models.state(model)) == set()
 
 
+def test_sketches_are_those_of_the_model_in_memory(tmp_path):
+    model = tiny_models.llama(hidden_size=192, intermediate_size=256)
+    model.save_pretrained(tmp_path / "a")
+    plan = {"rules": [{"targets": "mlp", "rank": 0.05}]}
+    report = reduce(tmp_path / "a", tmp_path / "b", plan, seed=3)
+    lk.factorize_model_(model, plan, seed=3)
+    assert {row.route for row in report.rows} == {"randomized"}  # its bits depend on the keys
+    assert tiny_models.changed(lk.load_factored(tmp_path / "b"), tiny_models.state(model)) == set()
+
+
 def test_a_base_models_names_are_found(tmp_path):
     model = tiny_models.gpt2()
     model.transformer.save_pretrained(tmp_path / "a")  # h.0.attn..., as the hub's gpt2 has them
