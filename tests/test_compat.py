@@ -205,6 +205,14 @@ def test_randomized_svd_is_literal_where_told_how(extmath, given, dtype):
         np.testing.assert_allclose(x, y, atol=200 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("n_iter, normalizer", [(2, "none"), (3, "LU")])
+def test_randomized_svd_normalizes_as_sklearn_does_on_its_own(extmath, n_iter, normalizer):
+    a = testing.gaussian(60, 80, 0).float().numpy()
+    ours = randomized_svd(a, 6, n_iter=n_iter, random_state=7)
+    named = randomized_svd(a, 6, n_iter=n_iter, random_state=7, power_iteration_normalizer=normalizer)
+    assert all(np.array_equal(x, y) for x, y in zip(ours, named, strict=True))
+
+
 @pytest.mark.parametrize("family", ["spiked", "gaussian", "power_law", "condition_1e3", "clustered"])
 def test_randomized_svd_is_near_the_optimum_and_nearer_than_sklearns(extmath, family):
     a = testing.FAMILIES[family](90, 130, 12)
