@@ -66,7 +66,7 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
 
     Raises:
         CheckpointError: a target names nothing in this model (the message says what it has), a rank does not fit, or a
-            weight is quantized, sharded or not loaded.
+            weight is quantized or sharded.
     """
     config: Any = getattr(model, "config", None)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -79,7 +79,7 @@ def targets_of(model: nn.Module, plan: str | Mapping[str, Any] | Plan) -> Select
     targets, notes = _untied(selection.targets, parameters)
 
     def read(name: str, expert: int | None) -> Tensor:
-        weight = parameters[name].detach()
+        weight = _numbers(name, parameters[name])
         return weight if expert is None else weight[expert]
 
     return resolve(replace(selection, targets=targets, notes=selection.notes + notes), chosen, read)[0]
@@ -95,12 +95,17 @@ def _refuse_special(name: str, p: nn.Parameter) -> None:
         raise CheckpointError(
             f"{name}: is a {type(p).__name__}, not a plain parameter: reduce the model before that is made"
         )
-    if p.is_meta:
-        raise CheckpointError(f"{name}: is on the meta device, so it holds no numbers: load the model's weights first")
     if STORED[str(p.dtype).removeprefix("torch.")] not in FLOATING:
         raise CheckpointError(
             f"{name}: is {p.dtype} with factors in another tensor: reduce_checkpoint reads such weights"
         )
+
+
+def _numbers(name: str, p: nn.Parameter) -> Tensor:
+    """The matrix itself. Raise CheckpointError where it was not loaded."""
+    if p.is_meta:
+        raise CheckpointError(f"{name}: is on the meta device, so it holds no numbers: load the model's weights first")
+    return p.detach()
 
 
 def _untied(
@@ -130,7 +135,7 @@ def pieces_of(model: nn.Module, selection: Selection) -> list[Piece]:
     """
     found: list[Piece] = []
     for target in selection.targets:
-        weight = model.get_parameter(target.name).detach()
+        weight = _numbers(target.name, model.get_parameter(target.name))
         if target.experts is None:
             found.append(Piece(target.name, None, weight, target.rank))
         else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import laser_kernels as lk
-from laser_kernels import deltas
+from laser_kernels import deltas, ranks
 from laser_kernels.deltas import svd_delta
 from laser_kernels.products import svd_product
 from laser_kernels.testing import (
@@ -101,8 +101,16 @@ def test_a_threshold_gives_each_matrix_its_rank():
     assert [svd.S.shape[0] for svd in found] == [2, 3]
     for svd, one in zip(found, b, strict=True):
         check(svd, one.double() @ a[0].double(), svd.S.shape[0], torch.float32)
-    with pytest.raises(TypeError, match="form the product"):
-        svd_product(b, a, lk.MarchenkoPastur())
+
+
+@pytest.mark.parametrize(
+    "rule", [ranks.Peft(0.9), ranks.Kohya("sv_cumulative", 0.6), ranks.Nuclear(0.7), ranks.Ratio(0.5)]
+)
+def test_a_rule_sees_all_singular_values_of_the_product(rule):
+    b, a = gaussian(30, 6, 1), gaussian(6, 20, 2)
+    expected = rule.count(torch.linalg.svdvals(b @ a), (30, 20))
+    assert 1 < expected < 6
+    assert svd_product(b, a, rule).S.shape == (expected,)
 
 
 def test_numpy_comes_back_as_numpy():
