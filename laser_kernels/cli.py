@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from laser_kernels import extract_command, reduce_command, resize_command
-from laser_kernels.bench.command import add_arguments
+from laser_kernels import reduce_command
+from laser_kernels.bench import command as bench_command
 from laser_kernels.laser import command as search_command
+from laser_kernels.lora import extract_command, resize_command
 from laser_kernels.scan import command as scan_command
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench", help="time truncated SVDs against other libraries, the error beside every time"
     )
-    add_arguments(bench, _rank)
+    bench_command.add_arguments(bench, _rank)
     extract = commands.add_parser("extract", help="write what fine-tuning changed in a checkpoint as a LoRA adapter")
     extract_command.add_arguments(extract, _rank)
     resize = commands.add_parser("resize", help="write a LoRA of another rank")
@@ -107,12 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     search = commands.add_parser("search", help="find the intervention that makes a language model better at a task")
     search_command.add_arguments(search)
     return parser
-
-
-def _run_bench(args: argparse.Namespace) -> int:
-    from laser_kernels.bench.command import run
-
-    return run(args)
 
 
 def _plan_of(args: argparse.Namespace) -> Plan:
@@ -266,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leave:  # argparse has said why
         return leave.code if isinstance(leave.code, int) else 2
     run = {
-        **{"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify, "bench": _run_bench},
-        **{"extract": extract_command.run, "resize": resize_command.run},
+        **{"plan": _run_plan, "reduce": _run_reduce, "verify": _run_verify},
+        **{"bench": bench_command.run, "extract": extract_command.run, "resize": resize_command.run},
         **{"scan": scan_command.run, "search": search_command.run},
     }
     try:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, plan: Plan) -> int:
     """Write the output and say what was done."""
-    from laser_kernels.lora_output import reduce_to_lora
+    from laser_kernels.lora.output import reduce_to_lora
     from laser_kernels.reduce import reduce_checkpoint
 
     if args.output == "lora":

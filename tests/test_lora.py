@@ -11,7 +11,7 @@ import laser_kernels as lk
 from laser_kernels import cli, deltas
 from laser_kernels.adapters import read_adapter
 from laser_kernels.errors import CheckpointError
-from laser_kernels.extract import extract_lora
+from laser_kernels.lora.extract import extract_lora
 from laser_kernels.testing import FLOOR, eps, gaussian, norm, optimal_residual, residual
 
 MATRICES = [f"self_attn.{c}_proj" for c in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]

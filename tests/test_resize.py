@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 import laser_kernels as lk
 from laser_kernels.adapters import read_adapter, write_peft
 from laser_kernels.errors import CheckpointError
-from laser_kernels.resize import resize_lora
+from laser_kernels.lora.resize import resize_lora
 from laser_kernels.testing import FLOOR, eps, gaussian, norm, optimal_residual, residual
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], Any]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    from laser_kernels.resize import resize_lora
+    from laser_kernels.lora.resize import resize_lora
 
     report = resize_lora(args.source, args.out, args.rank, conv_rank=args.conv_rank, split=args.split)
     for note in report.notes:

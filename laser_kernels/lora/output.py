@@ -16,6 +16,7 @@ from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.factored import not_linear
 from laser_kernels.factors import factor, measured, shrinks
 from laser_kernels.layout import Group
+from laser_kernels.lora.modules import CONV1D_MODELS
 from laser_kernels.pipeline import load
 from laser_kernels.progress import Progress, automatic
 from laser_kernels.report import Report, Row, total_sizes, versions
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from laser_kernels.info import Info
 
 KINDS = ("difference", "factors")
-# model_type of what stores its projections as (in, out): transformers, Conv1D in models/*/modeling_*.py.
-TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 def reduce_to_lora(
@@ -76,7 +75,7 @@ def reduce_to_lora(
         _refuse(work.selection, kind)
         todo = [(layout, step) for layout in work.layouts for step in layout.steps if isinstance(step, Group)]
         total, done = sum(group.nbytes for _, group in todo), 0
-        turn = reader.config.get("model_type") in TRANSPOSED
+        turn = reader.config.get("model_type") in CONV1D_MODELS
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
         rows: dict[str, Row] = {}
         for layout, group in todo:
@@ -106,7 +105,7 @@ def reduce_to_lora(
             sizes=sizes,
         )
         base = str(reader.config.get("_name_or_path") or source.resolve().name)
-    write_peft(destination, pairs, base_model=base)
+    write_peft(destination, pairs, base_model=base, fan_in_fan_out=turn)
     (destination / REPORT_NAME).write_text(report.to_json(), "utf-8")
     return report
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], Any]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    from laser_kernels.extract import DTYPES, extract_lora
+    from laser_kernels.lora.extract import DTYPES, extract_lora
 
     report = extract_lora(
         args.base,
