@@ -9,7 +9,7 @@ import torch
 
 import laser_kernels.compat
 from laser_kernels import testing
-from laser_kernels.compat import accuracy, cut, mergekit, patch, patching, pytorch
+from laser_kernels.compat import accuracy, cut, mergekit, patch, patching, peft, pytorch
 from laser_kernels.compat.seams import close_seam, open_seam
 
 TORCHS, TORCHS_SVD, OURS = torch.svd_lowrank, torch.linalg.svd, pytorch.svd_lowrank
@@ -138,6 +138,24 @@ def test_unknown_version_is_refused(monkeypatch):
         monkeypatch.setitem(sys.modules, site.module, types.ModuleType(site.module))
     with pytest.raises(ImportError, match="this version of mergekit has none"), patch("mergekit"):
         pass
+    patching._seams.cache_clear()
+
+
+def test_tools_nest_in_one_another(monkeypatch, tols):
+    """They share seams: torch.svd_lowrank, and torch.linalg.svd between PEFT and mergekit."""
+    patching._seams.cache_clear()
+    monkeypatch.setitem(sys.modules, "mergekit", types.ModuleType("mergekit"))
+    monkeypatch.setitem(sys.modules, "peft", types.ModuleType("peft"))
+    for tool, sites in (("mergekit", mergekit.SITES), ("peft", peft.SITES[:1])):
+        module = types.ModuleType(sites[0].module)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        owner, method = sites[0].name.split(".")
+        setattr(module, owner, type(owner, (), {method: lambda self: None}))
+        assert tool in module.__name__
+    with patch("torch"), patch("peft") as of_peft, patch("mergekit") as of_mergekit, patch("peft"):
+        assert is_patched() and torch.linalg.svd is not TORCHS_SVD
+        assert of_peft[:2] == of_mergekit[:2] == ("torch.svd_lowrank", "torch.linalg.svd")
+    assert torch.svd_lowrank is TORCHS and torch.linalg.svd is TORCHS_SVD
     patching._seams.cache_clear()
 
 

@@ -26,18 +26,19 @@ _rank: ContextVar[int | None] = ContextVar("laser_kernels.compat.cut", default=N
 
 @functools.wraps(_torchs)
 def svd(A: Tensor, full_matrices: bool = True, *, driver: str | None = None, out: Any = None) -> Any:
-    rank = _rank.get()
-    asked_plainly = rank is not None and driver is None and out is None
+    rank = _rank.get() or 0
+    plainly = driver is None and out is None and can_take(A) and A.dim() == 2
     # A half is left to torch, which refuses it.
-    if not (asked_plainly and can_take(A) and A.dim() == 2 and A.dtype in (torch.float32, torch.float64)):
+    if not plainly or A.dtype not in (torch.float32, torch.float64) or not 0 < rank < min(A.shape):
         return _torchs(A, full_matrices, driver=driver, out=out)
-    assert rank is not None
-    if not 0 < rank < min(A.shape):
-        return _torchs(A, full_matrices)
     try:
-        return torch.return_types.linalg_svd(truncated_svd(A.detach(), rank, tol=accepted()))  # type: ignore[attr-defined]
+        triples = truncated_svd(A.detach(), rank, tol=accepted())
     except NonFiniteError:
         return _torchs(A, full_matrices)  # in its own words
+    return torch.return_types.linalg_svd(triples)  # type: ignore[attr-defined]
+
+
+FULL_SVD = seam("torch.linalg.svd", _torchs, svd)
 
 
 class Site(NamedTuple):
@@ -75,7 +76,7 @@ def _cutting(function: Callable[..., Any], rank_of: Callable[[Mapping[str, Any]]
 
 def seams_of(sites: Sequence[Site]) -> tuple[Seam, ...]:
     """The seams through which those of the sites that the installed version has are cut, torch.linalg.svd first."""
-    found = [seam("torch.linalg.svd", _torchs, svd)]
+    found = [FULL_SVD]
     for site in sites:
         *path, name = site.name.split(".")
         try:

@@ -14,13 +14,13 @@ from laser_kernels.compat.scikit_learn import randomized_svd, sklearns_own
 from laser_kernels.compat.seams import Seam, close_seam, open_seam, seam
 
 TOOLS = ("torch", "peft", "mergekit", "sklearn")
+SVD_LOWRANK = seam("torch.svd_lowrank", torchs_own, svd_lowrank)
 
 
 @functools.cache
 def _seams(tool: str) -> tuple[Seam, ...]:
-    torchs = seam("torch.svd_lowrank", torchs_own, svd_lowrank)
     if tool == "torch":
-        return (torchs,)
+        return (SVD_LOWRANK,)
     wanted_by = f'patch("{tool}")'
     if tool == "sklearn":
         require("sklearn", wanted_by, "scikit-learn")
@@ -32,7 +32,7 @@ def _seams(tool: str) -> tuple[Seam, ...]:
             f"[laser_kernels::compat] {wanted_by}: this version of {tool} has none of the functions that we know: "
             "install the one that laser-kernels[tools] names"
         )
-    return (torchs, *cut)
+    return (SVD_LOWRANK, *cut)
 
 
 @contextmanager
@@ -65,8 +65,8 @@ def patch(tool: str, *, tol: float = accuracy.DEFAULT_TOL) -> Iterator[tuple[str
     if not (isinstance(tol, (int, float)) and 0 <= tol < float("inf")):
         raise ValueError(f"[laser_kernels::compat] tol must be a number >= 0 (the excess you accept); got {tol!r}")
     with ExitStack() as undo:
-        seams, this = _seams(tool), object()
-        accuracy.asked[this] = tol
+        seams = _seams(tool)
+        accuracy.asked[this := object()] = tol
         undo.callback(accuracy.asked.pop, this)
         for each in seams:
             open_seam(each)
