@@ -70,6 +70,7 @@ def test_weights_become_factors_in_their_own_shard(tmp_path, shards):
     )
     if shards > 1:
         old, new = (json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (src, dst))
+        assert new["weight_map"].keys() == after.keys()
         for name, file in new["weight_map"].items():
             assert name in load_file(dst / file)
             source = name if name in old["weight_map"] else name[:-1] + "weight"

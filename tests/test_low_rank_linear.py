@@ -205,6 +205,15 @@ def test_experts_and_modules_of_unknown_behaviour_stay_dense():
     assert [row.factored for row in report] == [False, False, True]
 
 
+def test_a_weight_that_two_linear_modules_share_stays_dense_and_shared():
+    model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))
+    model[1].weight = model[0].weight
+    report = lk.factorize_model_(model, {"rules": [{"targets": "re:weight", "rank": 2}]})
+    assert [row.factored for row in report] == [False] and model[1].weight is model[0].weight
+    assert "0.weight: reduced, but dense: 0.weight and 1.weight share it" in report.notes
+    assert torch.linalg.matrix_rank(model[0].weight.detach().double(), rtol=1e-5) == 2
+
+
 def test_a_refused_model_is_not_changed():
     model = tiny_models.llama()
     with torch.no_grad():
