@@ -62,7 +62,8 @@ test: $(VENV)/built  ## the test suite
 
 test-tools:  ## PEFT, mergekit and scikit-learn, unmodified, on this backend; their pins live in .venv-tools
 	$(MAKE) .venv-tools/tools VENV=.venv-tools
-	.venv-tools/bin/python -m pytest tests/tools
+	.venv-tools/bin/python -m pytest tests/tools tests/test_adapters.py tests/test_lora.py tests/test_lora_output.py \
+	  tests/test_resize.py
 
 lint: $(VENV)/lint  ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff check .

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import tiny_checkpoints as tiny
 import tiny_models
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import laser_kernels as lk
 from laser_kernels.cli import main
@@ -21,24 +18,6 @@ from laser_kernels.testing import optimal_residual, residual, residual_bound
 
 U = 2.0**-8  # bfloat16
 ADAPTER = "adapter_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def adapters(monkeypatch):
-    """laser_kernels.adapters, or a stand-in that writes the tensors, where this tree has none yet."""
-    if importlib.util.find_spec("laser_kernels.adapters") is None:
-
-        def write_peft(folder, factors, *, base_model, alpha=None):
-            folder.mkdir(parents=True)
-            tensors = {}
-            for name, (b, a) in factors.items():
-                tensors[f"base_model.model.{name}.lora_B.weight"] = b
-                tensors[f"base_model.model.{name}.lora_A.weight"] = a
-            save_file(tensors, folder / ADAPTER)
-
-        module = types.ModuleType("laser_kernels.adapters")
-        module.write_peft = write_peft  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "laser_kernels.adapters", module)
 
 
 def to_lora(src, dst, rank, targets="mlp", **options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -140,7 +141,9 @@ def provenance(rows: Iterable[Row]) -> str:
         for key, value in zip(seen, (machine, versions.get("torch"), row["commit"], row["command"]), strict=True):
             seen[key][value] = None
     machine, torch, commit, command = (", ".join(str(v) for v in values) for values in seen.values())
-    commands = ", ".join(f"`{c}`" for c in seen["command"])
+    commands = ", ".join(
+        f"`{c}`" for c in dict.fromkeys(re.sub(r" --(?:out|html) \S+", "", c) for c in seen["command"])
+    )
     return f"Measured on {machine} with torch {torch}, commit {commit}, by {commands if command else 'hand'}."
 
 
