@@ -64,7 +64,8 @@ class Rates(NamedTuple):
     flops: float  # products with the weight, as good as float32, all threads, per second
     bytes: float  # per second, for products so thin that reading A bounds them
     block_flops: float  # products among blocks, float32, per second
-    gram: float  # time of A^T A / time of the product of 2 m n^2 flops at `flops`
+    gram: float  # time of A^T A / time of a product of as many flops at `flops`
+    gram_block: int  # columns of A^T A formed at a time, of the lower half only; 0: all at once
     eigh_cubic: float  # seconds of a symmetric eigensolver: cubic n^3 + square n^2 + latency n, float32
     eigh_square: float
     eigh_latency: float
@@ -80,7 +81,8 @@ _CPU = Rates(
     flops=1.4e11,
     bytes=9e9,
     block_flops=1.4e11,
-    gram=0.6,  # formed by lower block columns
+    gram=1.05,
+    gram_block=256,  # kGramBlock of python/linalg_aten.cpp
     eigh_cubic=5e-11,
     eigh_square=2e-8,
     eigh_latency=0,
@@ -98,6 +100,7 @@ _HOPPER = Rates(
     bytes=4.3e12,
     block_flops=5e13,
     gram=1.0,
+    gram_block=0,
     eigh_cubic=4.5e-12,
     eigh_square=0,
     eigh_latency=2e-5,
@@ -129,13 +132,24 @@ def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
     return rates.eigh_cubic * n**3 + rates.eigh_square * n**2 + rates.eigh_latency * n / shared
 
 
+def _gram_seconds(m: int, n: int, rates: Rates) -> float:
+    """Per matrix."""
+    formed = (1 + rates.gram_block / n) / 2 if 0 < rates.gram_block < n else 1.0
+    return rates.gram * formed * 2.0 * m * n * n / rates.flops
+
+
 def default_block(rank: int, side: int, tol: float | None) -> int:
     """rank + p, rounded up to a multiple of 16, the width that BLAS multiplies fastest (DEVNOTES.md, "Cost model").
 
-    p is at least rank/4 and 20, which takes the least time at tol <= 1e-3; rank/8 and 6 below a side of 1024, where what a
-    look costs weighs more; rank/10 and 6 for tol >= 1e-2.
+    p takes the least time where it is at least rank/10 and 6 for tol >= 1e-2; rank/8 and 6 below a side of 1024, where what
+    a look costs weighs more; else rank/4 and 10, or 20 for tol < 1e-3.
     """
-    share, least = (10, 6) if tol is not None and tol >= 1e-2 else (8, 6) if side < 1024 else (4, 20)
+    if tol is not None and tol >= 1e-2:
+        share, least = 10, 6
+    elif side < 1024:
+        share, least = 8, 6
+    else:
+        share, least = 4, 10 if tol is not None and tol >= 1e-3 else 20
     return min(side, -(-(rank + max(least, rank // share)) // 16) * 16)
 
 
@@ -159,7 +173,7 @@ def _randomized_seconds(
     if gram:
         full = rounds if half else multiplies + 1
         products = (full + (multiplies + 1 - full) / (rates.half or 1)) * product(n, n, block)
-        iterate = rates.gram * product(n, m, n) + products + product(m, n, rank)
+        iterate = _gram_seconds(m, n, rates) + products + product(m, n, rank)
     else:
         full = rounds if half else 2 * multiplies + 2  # half: only one product of each Rayleigh-Ritz step is in full
         iterate = (full + (2 * multiplies + 2 - full) / (rates.half or 1)) * product(m, n, block)
@@ -193,7 +207,7 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * 4.0 * n * n / rates.bytes
     block = min(n, SPECTRAL_TOP_UP)
     top_up = _randomized_seconds(n, n, block, min(rank, block), SPECTRAL_MULTIPLIES, True, False, rates, batch)
-    weights = (rates.gram * 2.0 * m * n * n + 2.0 * m * n * rank) / rates.flops
+    weights = _gram_seconds(m, n, rates) + 2.0 * m * n * rank / rates.flops
     return products + moments + top_up + weights + SPECTRAL_CALLS * rates.call
 
 
@@ -232,7 +246,8 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
         False,
         scale
         * (
-            (rates.gram * 2.0 * m * n * n + 2.0 * m * n * r) / rates.flops
+            _gram_seconds(m, n, rates)
+            + 2.0 * m * n * r / rates.flops
             + _eigh_seconds(n, rates, problem.batch)
             + 15 * rates.call / (problem.batch if rates.batched else 1)
         ),

@@ -10,6 +10,7 @@
 
 #include "aten.hpp"
 #include "core/truncated_svd.hpp"
+#include "cpu/memory.hpp"
 #include "linalg_aten.hpp"
 #include "parallel.hpp"
 
@@ -18,6 +19,7 @@ namespace {
 
 using aten::call;
 using aten::take;
+using cpu::Memory;
 
 // Rows a thread reads or writes at a time: about 64 k elements stay in a core's L2 cache.
 constexpr int64_t kTileElements = 1 << 16;
@@ -30,13 +32,6 @@ constexpr int64_t kOnePerThread = 1024;
 constexpr int64_t kGroupElements = 1 << 15;
 
 int64_t tile_rows(int64_t cols) { return std::max<int64_t>(1, kTileElements / cols); }
-
-// Memory of T without initialisation; freed at the end of the scope.
-template <typename T>
-struct Memory {
-  explicit Memory(int64_t n) : data(new T[std::max<int64_t>(n, 1)]) {}
-  std::unique_ptr<T[]> data;
-};
 
 // The group's weights in the working type, row-major in their own orientation; a view where nothing
 // must change.
@@ -51,9 +46,9 @@ Block<const T> load_group(const Weight& w, int64_t first, int64_t count, const i
   const int64_t rows = tile_rows(w.cols), tiles = (w.rows + rows - 1) / rows;
   parallel_each(count * tiles, [&](int64_t i) {
     const int64_t b = i / tiles, from = i % tiles * rows, to = std::min(from + rows, w.rows);
-    cpu::load(w, first + b, from, to, exponent[b], copy.data.get() + (b * w.rows + from) * w.cols);
+    cpu::load(w, first + b, from, to, exponent[b], copy.get() + (b * w.rows + from) * w.cols);
   });
-  return Block<T>::dense(copy.data.get(), count, w.rows, w.cols);
+  return Block<T>::dense(copy.get(), count, w.rows, w.cols);
 }
 
 // The group's weights rounded to bfloat16, in their own orientation; a view where they are that already.
@@ -64,7 +59,7 @@ Block<const BFloat16> round_group(const Weight& w, int64_t first, Block<const fl
     return {data, loaded.count, w.rows, w.cols, w.stride, w.row_stride, 1};
   }
   copy = Memory<BFloat16>(loaded.count * w.rows * w.cols);
-  const Block<BFloat16> rounded = Block<BFloat16>::dense(copy.data.get(), loaded.count, w.rows, w.cols);
+  const Block<BFloat16> rounded = Block<BFloat16>::dense(copy.get(), loaded.count, w.rows, w.cols);
   aten::Tensor target = aten::view(rounded);
   torch::stable::copy_(target, aten::view(loaded));
   return rounded;
@@ -175,13 +170,13 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
                            request.keys->data() + first};
   const int64_t r = request.rank, m = a.rows, n = a.cols;
   Memory<T> results(count * (m + n) * r);
-  const SvdResult<T> result{Block<T>::dense(results.data.get(), count, m, r),
-                            Block<T>::dense(results.data.get() + count * m * r, count, n, r), progress.data()};
+  const SvdResult<T> result{Block<T>::dense(results.get(), count, m, r),
+                            Block<T>::dense(results.get() + count * m * r, count, n, r), progress.data()};
   LinalgAten<T> la(a, half);
   const auto with_scratch = [&](ScratchSize size, const auto& f) {
     Memory<T> elements(size.elements);
     Memory<double> doubles(size.doubles);
-    f(Scratch<T>{elements.data.get(), doubles.data.get()});
+    f(Scratch<T>{elements.get(), doubles.get()});
   };
   if (request.route == RouteKind::kFullSvd) {
     full_svd(problem, a, result);
@@ -249,7 +244,7 @@ cpu::Residual reconstruct_cpu(Block<const T> left, Block<const T> right, int exp
   parallel_each(tiles, [&](int64_t i) {
     const int64_t first = i * rows, n = std::min(rows, w.rows - first);
     Memory<T> scratch(n * w.cols);
-    const Block<T> tile = Block<T>::dense(scratch.data.get(), 1, n, w.cols);
+    const Block<T> tile = Block<T>::dense(scratch.get(), 1, n, w.cols);
     const Block<const T> some{
         left.data + first * left.row_stride, 1, n, left.cols, 0, left.row_stride, left.col_stride};
     LinalgAten<T>().multiply(some, right.transposed(), tile);

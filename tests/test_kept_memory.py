@@ -1,0 +1,49 @@
+"""csrc/cpu/memory.hpp: what a thread keeps between calls is bounded, and no call sees what another left there."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import laser_kernels as lk
+from laser_kernels import testing
+
+KEPT = 32 << 20  # kKept
+ELSEWHERE = 64 << 20  # malloc, torch and MKL keep some too: 30 MiB here; without a bound 374 MiB would stay
+
+GROWTH = """
+import sys, torch
+import laser_kernels as lk
+
+def resident():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+def reduce(rows, cols):
+    lk.low_rank(torch.randn(rows, cols).bfloat16(), 8, tol=0.5)
+
+reduce(400, 300)
+before = resident()
+for step in reversed(range(40)):  # each larger than the ones before: nothing that is kept fits
+    reduce(2600 - 13 * step, 1100 - 7 * step)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_kept_memory_is_bounded():
+    grown = int(subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout)
+    print(f"resident memory grew by {grown / 2**20:.1f} MiB over 40 matrices of up to 11 MiB each")
+    assert grown <= KEPT + ELSEWHERE
+
+
+def test_memory_of_a_call_does_not_reach_the_next():
+    a, b = testing.llm_like(300, 200), testing.llm_like(170, 90, seed=1)
+    alone = lk.low_rank(b, 9)
+    lk.low_rank(torch.full_like(a, 1e30), 20)
+    lk.low_rank(a, 50, route="gram_eigh")
+    assert torch.equal(lk.low_rank(b, 9), alone)
