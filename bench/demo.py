@@ -37,7 +37,7 @@ import laser_kernels as lk
 from laser_kernels import cli
 from laser_kernels.bench.peers import laser
 from laser_kernels.bench.timing import timed
-from laser_kernels.report import Row
+from laser_kernels.checkpoint.report import Row
 
 RANK = 0.1
 SAMPLE = smollm2.names([2, 27])

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from laser_kernels.factored import CONFIG_KEY, as_factored
+from laser_kernels.checkpoint.factored import CONFIG_KEY, as_factored
+from laser_kernels.checkpoint.report import ModelReport, Row
 from laser_kernels.factors import factor, shrinks
 from laser_kernels.low_rank_linear import LowRankLinear, plain_linear, replace_module
 from laser_kernels.models import Piece, batched, pieces_of, reduce_pieces, targets_of
-from laser_kernels.report import ModelReport, Row
 from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import Plan
 

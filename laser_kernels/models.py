@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from laser_kernels.api import low_rank
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, batches, group_bytes, key_of, label_of
+from laser_kernels.checkpoint.report import ModelReport, Row
+from laser_kernels.checkpoint.resolve import resolve
+from laser_kernels.checkpoint.shard import Entry
+from laser_kernels.checkpoint.work import as_plan
 from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.info import Info
-from laser_kernels.layout import DEFAULT_BUDGET, batches, group_bytes, key_of, label_of
-from laser_kernels.report import ModelReport, Row
-from laser_kernels.resolve import resolve
 from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import FLOATING, Plan, Selection, Target, select
-from laser_kernels.shard import Entry
-from laser_kernels.work import as_plan
 
 # torch's names of dtypes as safetensors spells them; what is not here is not reducible.
 STORED = {

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from laser_kernels.architectures import ALIASES, GROUPS, Architecture, detect, layer_of
+from laser_kernels.checkpoint.quantized import FP8_DTYPES, SCALE_SUFFIX, packed_weights, refuse_packed
+from laser_kernels.checkpoint.shard import Entry
 from laser_kernels.errors import CheckpointError
 from laser_kernels.plan import Plan, Rule, layers_text, parse_layers, parse_rank, parse_targets
-from laser_kernels.quantized import FP8_DTYPES, SCALE_SUFFIX, packed_weights, refuse_packed
 from laser_kernels.rank import Rule as RankRule
 from laser_kernels.rank import clamp, resolve_rank
-from laser_kernels.shard import Entry
 
 __all__ = ["Plan", "Rule", "Selection", "Target", "parse_layers", "parse_rank", "parse_targets", "select"]
 
@@ -24,7 +24,7 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 class Target:
     """A tensor to reduce. `shape` is (m, n), or (E, m, n) for fused experts, each of which is reduced by itself.
 
-    `rank`: 0 where a rank rule must first see the weight (laser_kernels.resolve); `ranks`: those that it found for fused
+    `rank`: 0 where a rank rule must first see the weight (laser_kernels.checkpoint.resolve); `ranks`: those that it found for fused
     experts, of which `rank` is the largest.
     """
 

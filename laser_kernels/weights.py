@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laser_kernels.checkpoint import Reader
+from laser_kernels.checkpoint.pipeline import dequantized_rows, torch_dtype
+from laser_kernels.checkpoint.quantized import fp8_weights
+from laser_kernels.checkpoint.reader import Reader
+from laser_kernels.checkpoint.shard import Entry
 from laser_kernels.errors import CheckpointError
 from laser_kernels.models import STORED
-from laser_kernels.pipeline import dequantized_rows, torch_dtype
-from laser_kernels.quantized import fp8_weights
-from laser_kernels.shard import Entry
 
 
 @dataclass(frozen=True)

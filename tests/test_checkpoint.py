@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from laser_kernels.checkpoint import INDEX_NAME, Reader
+from laser_kernels.checkpoint.reader import INDEX_NAME, Reader
+from laser_kernels.checkpoint.shard import build_header, parse_header, read_header
 from laser_kernels.errors import CheckpointError
-from laser_kernels.shard import build_header, parse_header, read_header
 
 
 def file_of(header: object, data: bytes = b"", length: int | None = None) -> bytes:

@@ -10,7 +10,8 @@ import sys
 import pytest
 import tiny_checkpoints as tiny
 
-from laser_kernels.cli import main, parse_bytes
+from laser_kernels.arguments import parse_bytes
+from laser_kernels.cli import main
 
 
 @pytest.fixture

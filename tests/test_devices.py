@@ -7,7 +7,8 @@ import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file
 
-from laser_kernels import devices, reduce
+from laser_kernels import devices
+from laser_kernels.checkpoint import reduce
 from laser_kernels.errors import CheckpointError
 
 PLAN = {"rules": [{"targets": "all", "rank": 0.25}]}

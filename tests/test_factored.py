@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import laser_kernels as lk
+from laser_kernels.checkpoint.layout import Matrix
 from laser_kernels.cli import main
 from laser_kernels.errors import CheckpointError
-from laser_kernels.layout import Matrix
 from laser_kernels.testing import residual, residual_bound
 
 PLAN = {"rules": [{"targets": ["mlp", "q_proj", "k_proj"], "layers": "1-2", "rank": 6}]}

@@ -9,13 +9,13 @@ import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file
 
-from laser_kernels.checkpoint import Reader
+from laser_kernels.checkpoint.quantized import dequantize
+from laser_kernels.checkpoint.reader import Reader
+from laser_kernels.checkpoint.reduce import reduce_checkpoint
+from laser_kernels.checkpoint.verification import verify
+from laser_kernels.checkpoint.work import prepare
 from laser_kernels.errors import CheckpointError
-from laser_kernels.quantized import dequantize
-from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.selection import Plan
-from laser_kernels.verification import verify
-from laser_kernels.work import prepare
 
 FP8 = torch.float8_e4m3fn
 CONFIG = {
@@ -113,7 +113,7 @@ def test_fused_fp8_experts(tmp_path):
 
 
 def test_a_large_weight_is_converted_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("laser_kernels.pipeline.CONVERT_BYTES", 1)
+    monkeypatch.setattr("laser_kernels.checkpoint.pipeline.CONVERT_BYTES", 1)
     tensors = deepseek()
     src = tiny.write(tmp_path / "a", tensors, CONFIG)
     reduce(src, tmp_path / "b")

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import laser_kernels as lk
+from laser_kernels.checkpoint.layout import Matrix, group_bytes
+from laser_kernels.checkpoint.reduce import reduce_checkpoint
+from laser_kernels.checkpoint.report import Report, front_matter
+from laser_kernels.checkpoint.verification import verify
 from laser_kernels.errors import CheckpointError
-from laser_kernels.layout import Matrix, group_bytes
-from laser_kernels.reduce import reduce_checkpoint
-from laser_kernels.report import Report, front_matter
-from laser_kernels.verification import verify
 
 PLAN = {"rules": [{"targets": ["mlp", "q_proj"], "layers": "1-2", "rank": 0.25}]}
 REDUCED = {

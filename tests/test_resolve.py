@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from laser_kernels import journal, resolve
-from laser_kernels.checkpoint import Reader
+from laser_kernels.checkpoint import journal, resolve
+from laser_kernels.checkpoint.reader import Reader
+from laser_kernels.checkpoint.reduce import reduce_checkpoint
+from laser_kernels.checkpoint.verification import verify
+from laser_kernels.checkpoint.work import prepare
 from laser_kernels.cli import main
 from laser_kernels.errors import CheckpointError
 from laser_kernels.models import targets_of
 from laser_kernels.ranks import Energy, Frobenius, Ratio, Threshold
-from laser_kernels.reduce import reduce_checkpoint
 from laser_kernels.selection import Plan, Rule
-from laser_kernels.verification import verify
-from laser_kernels.work import prepare
 
 PLAN = {
     "rules": [

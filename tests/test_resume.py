@@ -12,11 +12,11 @@ import time
 import pytest
 import tiny_checkpoints as tiny
 
-from laser_kernels import pipeline
+from laser_kernels.checkpoint import pipeline
+from laser_kernels.checkpoint.journal import JOURNAL_NAME
+from laser_kernels.checkpoint.reduce import reduce_checkpoint
 from laser_kernels.cli import main
 from laser_kernels.errors import CheckpointError
-from laser_kernels.journal import JOURNAL_NAME
-from laser_kernels.reduce import reduce_checkpoint
 
 PLAN = {"rules": [{"targets": ["all"], "layers": "all", "rank": 0.25}]}
 BUDGET = 16 * 20000  # two or three matrices in a call, so that there are many steps

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from laser_kernels.architectures import layer_of
+from laser_kernels.checkpoint.shard import Entry
 from laser_kernels.errors import CheckpointError
 from laser_kernels.selection import Plan, Rule, parse_layers, parse_rank, parse_targets, select
-from laser_kernels.shard import Entry
 
 # model_type, what a layer's names begin with, alias -> ends of the names it must select (".weight" added unless "=")
 LLAMA = {

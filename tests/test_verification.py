@@ -10,9 +10,9 @@ import tiny_checkpoints as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from laser_kernels.checkpoint.reduce import reduce_checkpoint
+from laser_kernels.checkpoint.verification import numerical_tail, rank_noise, verify
 from laser_kernels.errors import CheckpointError
-from laser_kernels.reduce import reduce_checkpoint
-from laser_kernels.verification import numerical_tail, rank_noise, verify
 
 TARGET = "model.layers.1.mlp.up_proj.weight"
 OTHER = "model.layers.0.mlp.up_proj.weight"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from laser_kernels.adapters.factors import Adapter, Factors, factors_of, pairs_of
 from laser_kernels.adapters.storage import load_tensors, save_tensors, save_text
-from laser_kernels.checkpoint import read_json
+from laser_kernels.checkpoint.reader import read_json
 from laser_kernels.errors import CheckpointError
 
 CONFIG = "adapter_config.json"

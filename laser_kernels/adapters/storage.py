@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from laser_kernels.checkpoint.writer import partial_name
 from laser_kernels.errors import CheckpointError
-from laser_kernels.writer import partial_name
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,7 +8,9 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from laser_kernels import arguments
 
 if TYPE_CHECKING:
     from laser_kernels.bench.peers import Peer
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from laser_kernels.bench.suites import Suite
 
 
-def add_arguments(parser: argparse.ArgumentParser, rank: Any) -> None:
+HELP = "time truncated SVDs against other libraries, the error beside every time"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--suite", help="a named list of problems (smoke)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
@@ -31,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser, rank: Any) -> None:
     own.add_argument("--shape", help="4096x11008")
     own.add_argument("--checkpoint", metavar="DIR", help="the shapes and real weights of a Hugging Face folder")
     own.add_argument("--targets", default="all", help="of the checkpoint, as for reduce (all)")
-    own.add_argument("--rank", type=rank, default=0.1, help="a count (64) or a fraction of the short side (0.1)")
+    own.add_argument(
+        "--rank", type=arguments.parse_rank, default=0.1, help="a count (64) or a fraction of the short side (0.1)"
+    )
     own.add_argument("--dtype", default="fp32", help="fp32, fp64, bf16 or fp16")
     own.add_argument("--batch", type=int, default=1)
     own.add_argument("--tol", type=float, default=1e-3, help="accepted excess (1e-3)")

@@ -66,8 +66,8 @@ def synthetic(
 
 def from_checkpoint(folder: str, names: Sequence[str]) -> Tensor:
     """Equal-shaped tensors of a safetensors folder, as one stack on the CPU."""
-    from laser_kernels.checkpoint import Reader
-    from laser_kernels.pipeline import torch_dtype
+    from laser_kernels.checkpoint.pipeline import torch_dtype
+    from laser_kernels.checkpoint.reader import Reader
 
     with Reader(folder) as reader:
         loaded = []

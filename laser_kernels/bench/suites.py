@@ -87,8 +87,8 @@ def problem(shape: str, **values: Any) -> Problem:
 
 def from_checkpoint(folder: str, targets: str, ranks: list[int | float], **values: Any) -> list[Problem]:
     """One problem per shape and dtype among a checkpoint's matrices and per rank: its real weights, at most eight."""
-    from laser_kernels.checkpoint import Reader
-    from laser_kernels.pipeline import torch_dtype
+    from laser_kernels.checkpoint.pipeline import torch_dtype
+    from laser_kernels.checkpoint.reader import Reader
     from laser_kernels.selection import Plan, Rule, parse_targets, select
 
     if not Path(folder).is_dir():

@@ -17,6 +17,9 @@ TASKS = ("country-facts", "perplexity")
 TRIALS = "trials.jsonl"
 
 
+HELP = "find the intervention that makes a language model better at a task"
+
+
 def _rhos(text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",")]

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from laser_kernels.adapters import Factors, check_new, peft
 from laser_kernels.api import truncated_svd
-from laser_kernels.checkpoint import REPORT_NAME
+from laser_kernels.checkpoint.layout import key_of
+from laser_kernels.checkpoint.quantized import SCALE_SUFFIX
+from laser_kernels.checkpoint.reader import REPORT_NAME
 from laser_kernels.deltas import chunks, difference
 from laser_kernels.devices import resolve_devices
 from laser_kernels.errors import CheckpointError, NonFiniteError
-from laser_kernels.layout import key_of
 from laser_kernels.lora.extract_report import Extracted, ExtractReport
 from laser_kernels.lora.modules import linear_weights, module_of, refuse_bare, stored_transposed
 from laser_kernels.progress import Progress, automatic
-from laser_kernels.quantized import SCALE_SUFFIX
 from laser_kernels.rank import resolve_rank
 from laser_kernels.ranks import Rule
 from laser_kernels.selection import Rule as PlanRule

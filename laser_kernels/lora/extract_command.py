@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
-from typing import Any
 
+from laser_kernels import arguments, console
 from laser_kernels.split import SPLITS
 
+HELP = "write what fine-tuning changed in a checkpoint as a LoRA adapter"
 
-def add_arguments(parser: argparse.ArgumentParser, rank: Callable[[str], Any]) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="folder of the checkpoint that the fine-tuning began with")
     parser.add_argument("tuned", metavar="TUNED", help="folder of the fine-tuned checkpoint")
     parser.add_argument("out", metavar="OUT", help="PEFT folder to make")
-    parser.add_argument("--rank", type=rank, required=True, help="a count (32) or a fraction of the short side (0.05)")
+    parser.add_argument(
+        "--rank", type=arguments.parse_rank, required=True, help="a count (32) or a fraction of the short side (0.05)"
+    )
     parser.add_argument("--targets", default="all", help="as for reduce (all); several with commas")
     parser.add_argument("--layers", help="27, 20-29, a comma list of those, or all (default)")
     parser.add_argument("--split", choices=SPLITS, default="sqrt", help="which factor gets the singular values (sqrt)")
@@ -45,7 +47,5 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         base_model=args.base_model,
     )
-    for note in report.notes:
-        print(f"laser-kernels: note: {note}", file=sys.stderr)
-    print(report.to_json() if args.json else f"{args.out}: {report.summary()}")
+    console.show(report, args.out, args.json)
     return 0

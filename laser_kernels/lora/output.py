@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.architectures import architectures
-from laser_kernels.checkpoint import REPORT_NAME, Reader
+from laser_kernels.checkpoint.factored import not_linear
+from laser_kernels.checkpoint.layout import Group
+from laser_kernels.checkpoint.pipeline import load
+from laser_kernels.checkpoint.reader import REPORT_NAME, Reader
+from laser_kernels.checkpoint.report import Report, Row, total_sizes, versions
+from laser_kernels.checkpoint.work import as_plan, prepare
+from laser_kernels.checkpoint.writer import check_destination
 from laser_kernels.devices import Place, resolve_devices
 from laser_kernels.errors import CheckpointError, NonFiniteError
-from laser_kernels.factored import not_linear
 from laser_kernels.factors import factor, measured, shrinks
-from laser_kernels.layout import Group
 from laser_kernels.lora.modules import CONV1D_MODELS
-from laser_kernels.pipeline import load
 from laser_kernels.progress import Progress, automatic
-from laser_kernels.report import Report, Row, total_sizes, versions
 from laser_kernels.selection import Plan, Selection
-from laser_kernels.work import as_plan, prepare
-from laser_kernels.writer import check_destination
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from laser_kernels.scan.rows import Row
 
+HELP = "spectra of a checkpoint: SNR, ranks, conditioning"
 NAMED = 3  # skipped tensors of one kind that a line names
 
 

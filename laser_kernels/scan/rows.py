@@ -6,15 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laser_kernels.checkpoint import Reader
+from laser_kernels.checkpoint.layout import label_of
+from laser_kernels.checkpoint.matrices import read_matrix
+from laser_kernels.checkpoint.quantized import SCALE_SUFFIX, packed_weights, refuse_packed
+from laser_kernels.checkpoint.reader import Reader
+from laser_kernels.checkpoint.shard import Entry
 from laser_kernels.errors import CheckpointError, NonFiniteError
-from laser_kernels.layout import label_of
-from laser_kernels.matrices import read_matrix
 from laser_kernels.plan import Plan, Rule, parse_layers, parse_targets
 from laser_kernels.progress import Progress, silent
-from laser_kernels.quantized import SCALE_SUFFIX, packed_weights, refuse_packed
 from laser_kernels.selection import reducible, select
-from laser_kernels.shard import Entry
 from laser_kernels.spectra import SpectrumStats, spectrum_stats
 
 

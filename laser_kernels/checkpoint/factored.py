@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels.architectures import Architecture, architectures, layer_of
-from laser_kernels.checkpoint import Reader, read_json
+from laser_kernels.checkpoint.reader import Reader, read_json
 from laser_kernels.errors import CheckpointError
 from laser_kernels.factors import factor_names, shrinks
 from laser_kernels.selection import Selection, Target

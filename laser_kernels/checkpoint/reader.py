@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from laser_kernels.checkpoint.shard import Entry, Header, read_header
 from laser_kernels.errors import CheckpointError
-from laser_kernels.shard import Entry, Header, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

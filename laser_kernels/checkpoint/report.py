@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from laser_kernels.checkpoint import read_json
+from laser_kernels.checkpoint.layout import label_of
+from laser_kernels.checkpoint.reader import read_json
+from laser_kernels.checkpoint.shard import DTYPE_BITS
 from laser_kernels.errors import CheckpointError
-from laser_kernels.layout import label_of
-from laser_kernels.shard import DTYPE_BITS
 
 if TYPE_CHECKING:
     from laser_kernels.info import Info

@@ -11,8 +11,8 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from laser_kernels.checkpoint.shard import Entry
 from laser_kernels.errors import CheckpointError
-from laser_kernels.shard import Entry
 
 if TYPE_CHECKING:
     import torch

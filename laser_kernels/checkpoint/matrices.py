@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from laser_kernels import pipeline
-from laser_kernels.checkpoint import Reader
-from laser_kernels.layout import Group, Matrix
+from laser_kernels.checkpoint import pipeline
+from laser_kernels.checkpoint.layout import Group, Matrix
+from laser_kernels.checkpoint.reader import Reader
 
 if TYPE_CHECKING:
     import torch

@@ -13,21 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_kernels import pipeline
-from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader
+from laser_kernels.checkpoint import pipeline
+from laser_kernels.checkpoint.journal import JOURNAL_NAME
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Group
+from laser_kernels.checkpoint.reader import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader
+from laser_kernels.checkpoint.report import KEPT, Report, Row, model_card, versions
+from laser_kernels.checkpoint.resolve import recorded
+from laser_kernels.checkpoint.work import Work, as_plan, prepare
+from laser_kernels.checkpoint.writer import Writer, check_destination, check_space
 from laser_kernels.devices import Place, resolve_devices, workers
 from laser_kernels.errors import CheckpointError, NonFiniteError
 from laser_kernels.factors import factor, pack
 from laser_kernels.info import Info
-from laser_kernels.journal import JOURNAL_NAME
-from laser_kernels.layout import DEFAULT_BUDGET, Group
 from laser_kernels.progress import Progress, automatic
-from laser_kernels.report import KEPT, Report, Row, model_card, versions
-from laser_kernels.resolve import recorded
 from laser_kernels.run import EscalationWarning, warn_escalated
 from laser_kernels.selection import Plan
-from laser_kernels.work import Work, as_plan, prepare
-from laser_kernels.writer import Writer, check_destination, check_space
 
 if TYPE_CHECKING:
     import torch

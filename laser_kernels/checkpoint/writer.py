@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laser_kernels.checkpoint import SINGLE_NAME, Reader
+from laser_kernels.checkpoint.journal import JOURNAL_NAME, Journal
+from laser_kernels.checkpoint.layout import ShardLayout
+from laser_kernels.checkpoint.reader import SINGLE_NAME, Reader
 from laser_kernels.errors import CheckpointError
-from laser_kernels.journal import JOURNAL_NAME, Journal
-from laser_kernels.layout import ShardLayout
 
 CHUNK = 8 << 20
 SYNC_SECONDS = 20.0  # at most this much work is lost when the machine goes down

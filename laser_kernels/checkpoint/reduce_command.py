@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from laser_kernels.selection import Plan
+from laser_kernels import arguments, console
 
-
-def add_output(parser: argparse.ArgumentParser, *more: str) -> None:
-    """The option that says what reduced weights are written as."""
-    parser.add_argument(
-        "--output",
-        choices=["dense", "factored", *more],
-        default="dense",
-        help="dense (default): in the weight's place, for every loader; factored: smaller, for laser_kernels.load_factored"
-        + ("; lora: a PEFT adapter" if more else ""),
-    )
+HELP = "write a reduced copy of a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `reduce` takes beside the rules."""
     parser.add_argument("source", metavar="SRC", help="folder of a safetensors checkpoint")
     parser.add_argument("destination", metavar="DST", help="folder to make")
-    add_output(parser, "lora")
+    arguments.add_rules(parser)
+    arguments.add_output(parser, "lora")
     parser.add_argument(
         "--lora",
         choices=["difference", "factors"],
@@ -41,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, plan: Plan) -> int:
-    """Write the output and say what was done."""
+def run(args: argparse.Namespace) -> int:
+    from laser_kernels.checkpoint.reduce import reduce_checkpoint
     from laser_kernels.lora.output import reduce_to_lora
-    from laser_kernels.reduce import reduce_checkpoint
 
+    plan = arguments.plan_of(args)
     if args.output == "lora":
         if args.resume or args.memory_budget is not None or args.on_nonfinite != "error":
             raise ValueError(
@@ -75,10 +63,5 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
             on_nonfinite=args.on_nonfinite,
             output=args.output,
         )
-    for note in report.notes:
-        print(f"laser-kernels: note: {note}", file=sys.stderr)
-    print(
-        report.to_json() if args.json else f"{args.destination}: {report.summary()}",
-        end="" if args.json else "\n",
-    )
+    console.show(report, args.destination, args.json)
     return 0

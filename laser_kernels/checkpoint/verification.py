@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_kernels.checkpoint import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
+from laser_kernels.checkpoint.layout import Convert, Copy, Group, Matrix, ShardLayout
+from laser_kernels.checkpoint.pipeline import Loaded, converted_pieces, dequantized_rows, load, raw_bytes
+from laser_kernels.checkpoint.reader import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader, read_json
+from laser_kernels.checkpoint.report import KEPT, Report, Row
+from laser_kernels.checkpoint.work import Work, as_plan, prepare
 from laser_kernels.errors import CheckpointError
 from laser_kernels.factors import unpack
-from laser_kernels.layout import Convert, Copy, Group, Matrix, ShardLayout
-from laser_kernels.pipeline import Loaded, converted_pieces, dequantized_rows, load, raw_bytes
-from laser_kernels.report import KEPT, Report, Row
-from laser_kernels.work import Work, as_plan, prepare
 
 if TYPE_CHECKING:
     import torch

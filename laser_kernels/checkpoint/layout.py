@@ -11,11 +11,11 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from laser_kernels.checkpoint.quantized import scale_name
+from laser_kernels.checkpoint.shard import DTYPE_BITS, Entry, Header, build_header
 from laser_kernels.errors import CheckpointError
 from laser_kernels.factors import factor_names, factor_shapes
-from laser_kernels.quantized import scale_name
 from laser_kernels.selection import Target
-from laser_kernels.shard import DTYPE_BITS, Entry, Header, build_header
 
 COPY_BYTES = 256 << 20  # a long copy is cut, so that finished matrices need not wait behind it
 GROUP_BYTES = 64 << 20  # beyond this a larger batch gains nothing

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from laser_kernels.checkpoint import Reader
-from laser_kernels.layout import Convert, Copy, Group, ShardLayout, Step
-from laser_kernels.quantized import block_of, dequantize, scale_name
-from laser_kernels.report import Row
-from laser_kernels.writer import Writer
+from laser_kernels.checkpoint.layout import Convert, Copy, Group, ShardLayout, Step
+from laser_kernels.checkpoint.quantized import block_of, dequantize, scale_name
+from laser_kernels.checkpoint.reader import Reader
+from laser_kernels.checkpoint.report import Row
+from laser_kernels.checkpoint.writer import Writer
 
 if TYPE_CHECKING:
     import torch

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laser_kernels.checkpoint import Reader
-from laser_kernels.factored import as_factored, split_targets
-from laser_kernels.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out, output_index
-from laser_kernels.matrices import read_matrix
+from laser_kernels.checkpoint.factored import as_factored, split_targets
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out, output_index
+from laser_kernels.checkpoint.matrices import read_matrix
+from laser_kernels.checkpoint.quantized import fp8_weights, without_quantization
+from laser_kernels.checkpoint.reader import Reader
+from laser_kernels.checkpoint.resolve import check_memory, resolve
 from laser_kernels.progress import Progress, silent
-from laser_kernels.quantized import fp8_weights, without_quantization
-from laser_kernels.resolve import check_memory, resolve
 from laser_kernels.selection import Plan, Selection, select
 
 

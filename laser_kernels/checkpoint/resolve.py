@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_kernels.checkpoint import REPORT_NAME, Reader
+from laser_kernels.checkpoint.journal import JOURNAL_NAME
+from laser_kernels.checkpoint.layout import label_of, stored_dtype
+from laser_kernels.checkpoint.reader import REPORT_NAME, Reader
+from laser_kernels.checkpoint.shard import DTYPE_BITS
 from laser_kernels.errors import CheckpointError
-from laser_kernels.journal import JOURNAL_NAME
-from laser_kernels.layout import label_of, stored_dtype
 from laser_kernels.progress import Progress, automatic, silent
 from laser_kernels.rank import Rule, clamp
 from laser_kernels.selection import Plan, Selection, Target
-from laser_kernels.shard import DTYPE_BITS
 
 if TYPE_CHECKING:
     import torch
