@@ -24,7 +24,7 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 class Target:
     """A tensor to reduce. `shape` is (m, n), or (E, m, n) for fused experts, each of which is reduced by itself.
 
-    `rank`: 0 where a rank rule must first see the weight (laser_kernels.checkpoint.resolve); `ranks`: those that it found for fused
+    `rank`: 0 where a rank rule must first see the weight (checkpoint/resolve.py); `ranks`: those that it found for fused
     experts, of which `rank` is the largest.
     """
 

@@ -1,5 +1,5 @@
-// Working memory that a thread keeps from one call to the next: at these sizes the system takes longer to hand out fresh
-// pages than a product takes to fill them (DEVNOTES.md, "CPU schedule").
+// Working memory that a thread keeps from one call to the next: at these sizes the system takes longer to hand out
+// fresh pages than a product takes to fill them (DEVNOTES.md, "CPU schedule").
 #pragma once
 #include <cstddef>
 #include <cstdint>

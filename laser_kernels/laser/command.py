@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 TASKS = ("country-facts", "perplexity")
 TRIALS = "trials.jsonl"
-
-
 HELP = "find the intervention that makes a language model better at a task"
 
 
