@@ -46,6 +46,7 @@ def main() -> int:
         flush=True,
     )
     journal = args.out / TRIALS
+    earlier = journal.exists()
     findings = search(
         model,
         tasks,
@@ -53,11 +54,12 @@ def main() -> int:
         layers=LAYERS,
         rhos=RHOS,
         journal=journal,
-        resume=journal.exists(),
+        resume=earlier,
         progress=automatic(unit="evaluations"),
     )
     write_all(findings, args.out, [task.name for task in tasks])
-    print(f"{len(findings.trials)} trials in {time.perf_counter() - start:.0f} s, those of an earlier run included\n")
+    also = ", those of an earlier run included" if earlier else ""
+    print(f"{len(findings.trials)} trials in {time.perf_counter() - start:.0f} s{also}\n")
     better = False
     for task in tasks:
         print(summary(findings, task.name))

@@ -5,7 +5,9 @@ import importlib.util
 import time
 
 import pytest
+import torch
 
+from laser_kernels import testing
 from laser_kernels.compat import cut, pytorch
 
 collect_ignore_glob = [] if importlib.util.find_spec("peft") else ["test_*.py"]
@@ -31,18 +33,25 @@ def backend_calls(monkeypatch):
 
 
 @pytest.fixture
-def report_ratio(capsys):
-    """Prints how much faster `patched` is than `tool`: best of three, alternating; asserted nowhere."""
+def compare(capsys):
+    """`tool` and `patched` return approximations of `matrix` to `rank`: ours must be as good as the tool's. Prints both
+    excesses and how much faster ours is, best of three, alternating; no time is asserted."""
 
-    def report(what, tool, patched):
-        seconds = {}
+    def compare(what, matrix, rank, tool, patched, tol=1e-3):
+        seconds, left = {}, {}
         for _ in range(3):
             for name, run in (("tool", tool), ("ours", patched)):
                 start = time.perf_counter()
-                run()
+                result = run()
                 seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - start)
+                left[name] = testing.residual(matrix, result)
+        tail = testing.optimal_residual(matrix, rank)
         with capsys.disabled():
-            ratio = seconds["tool"] / seconds["ours"]
-            print(f"\n{what}: {seconds['tool']:.3f} s -> {seconds['ours']:.3f} s, {ratio:.1f}x")
+            both = " -> ".join(
+                f"{seconds[name]:.3f} s, excess {left[name] / tail - 1:.1e}" for name in ("tool", "ours")
+            )
+            print(f"\n{what}: {both}; {seconds['tool'] / seconds['ours']:.1f}x")
+        floor = testing.FLOOR * testing.eps(torch.float32) * testing.norm(matrix)
+        assert left["ours"] <= (1 + tol) * left["tool"] + floor
 
-    return report
+    return compare
