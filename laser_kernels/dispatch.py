@@ -65,7 +65,7 @@ class Rates(NamedTuple):
     bytes: float  # per second, for products so thin that reading A bounds them
     block_flops: float  # products among blocks, float32, per second
     gram: float  # time of A^T A / time of a product of as many flops at `flops`
-    gram_block: int  # columns of A^T A formed at a time, of the lower half only; 0: all at once
+    gram_whole: int  # side up to which A^T A is formed whole, beyond it by halves; 0: whole always
     eigh_cubic: float  # seconds of a symmetric eigensolver: cubic n^3 + square n^2 + latency n, float32
     eigh_square: float
     eigh_latency: float
@@ -82,7 +82,7 @@ _CPU = Rates(
     bytes=9e9,
     block_flops=1.4e11,
     gram=1.05,
-    gram_block=256,  # kGramBlock of python/linalg_aten.cpp
+    gram_whole=128,  # kGramWhole of python/linalg_aten.cpp
     eigh_cubic=5e-11,
     eigh_square=2e-8,
     eigh_latency=0,
@@ -100,7 +100,7 @@ _HOPPER = Rates(
     bytes=4.3e12,
     block_flops=5e13,
     gram=1.0,
-    gram_block=0,
+    gram_whole=0,
     eigh_cubic=4.5e-12,
     eigh_square=0,
     eigh_latency=2e-5,
@@ -134,7 +134,7 @@ def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
 
 def _gram_seconds(m: int, n: int, rates: Rates) -> float:
     """Per matrix."""
-    formed = (1 + rates.gram_block / n) / 2 if 0 < rates.gram_block < n else 1.0
+    formed = (1 + rates.gram_whole / n) / 2 if 0 < rates.gram_whole < n else 1.0
     return rates.gram * formed * 2.0 * m * n * n / rates.flops
 
 

@@ -65,4 +65,8 @@ void add(double alpha, Block<const T> x, double beta, Block<T> y);
 template <typename T>
 void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x);
 
+// x(i, j) = x(j, i) above the diagonal of one matrix, row-major.
+template <typename T>
+void mirror(Block<T> x);
+
 }  // namespace laser::cpu

@@ -1,4 +1,4 @@
-// Sums of blocks, and of their elements.
+// Sums of blocks, and of their elements; symmetric blocks.
 #include <algorithm>
 
 #include "cpu/kernels.hpp"
@@ -59,6 +59,20 @@ void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) {
 }
 
 template <typename T>
+void mirror(Block<T> x) {
+  const int64_t n = x.rows;
+  for (int64_t i0 = 0; i0 < n; i0 += kSquare) {
+    for (int64_t j0 = i0; j0 < n; j0 += kSquare) {
+      for (int64_t i = i0; i < std::min(i0 + kSquare, n); ++i) {
+        for (int64_t j = std::max(j0, i + 1); j < std::min(j0 + kSquare, n); ++j) {
+          x.at(0, i, j) = x.at(0, j, i);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
 LASER_SIMD double dot(const T* x, const T* y, int64_t n) {
   double sum[8] = {};
   int64_t i = 0;
@@ -79,6 +93,8 @@ template void add(double, Block<const float>, double, Block<float>);
 template void add(double, Block<const double>, double, Block<double>);
 template void add_symmetric(double, Block<const float>, double, Block<float>);
 template void add_symmetric(double, Block<const double>, double, Block<double>);
+template void mirror(Block<float>);
+template void mirror(Block<double>);
 template double dot(const float*, const float*, int64_t);
 template double dot(const double*, const double*, int64_t);
 
