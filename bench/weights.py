@@ -118,7 +118,7 @@ class Task:
         moved = flops = 0.0
         for matrix, rank, count in zip(self.matrices, self.ranks, iterations, strict=True):
             n, m = sorted(matrix.shape)
-            block = default_block(rank, n, tol)
+            block = default_block(rank, n, tol, matrix.device.type)
             through_gram = m * n * n + 2.0 * n * n * block * count
             iterate = min(4.0 * m * n * block * count, through_gram) if count else through_gram
             flops += (m * n * n + 2.0 * n**3 * count if spectral else iterate) + 4.0 * m * n * rank

@@ -132,32 +132,41 @@ def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
     return rates.eigh_cubic * n**3 + rates.eigh_square * n**2 + rates.eigh_latency * n / shared
 
 
+# Below this side a look costs more than the multiplications that a wider block saves.
+WIDE_SIDE = 1024
+
+
 def _gram_seconds(m: int, n: int, rates: Rates) -> float:
     """Per matrix."""
     formed = (1 + rates.gram_whole / n) / 2 if 0 < rates.gram_whole < n else 1.0
-    return rates.gram * formed * 2.0 * m * n * n / rates.flops
+    return max(rates.gram * formed * 2.0 * m * n * n / rates.flops, 4.0 * m * n / rates.bytes)
 
 
-def default_block(rank: int, side: int, tol: float | None) -> int:
+def default_block(rank: int, side: int, tol: float | None, device: str = "cpu") -> int:
     """rank + p, rounded up to a multiple of 16, the width that BLAS multiplies fastest (DEVNOTES.md, "Cost model").
 
     p takes the least time where it is at least rank/10 and 6 for tol >= 1e-2; rank/8 and 6 below a side of 1024, where what
-    a look costs weighs more; else rank/4 and 10, or 20 for tol < 1e-3.
+    a look costs weighs more; else rank/3 and 10, or rank/4 and 20 for tol < 1e-3, without a tol, and on a GPU, where no
+    other was measured and thin products cost what reading A costs.
     """
     if tol is not None and tol >= 1e-2:
         share, least = 10, 6
-    elif side < 1024:
+    elif side < WIDE_SIDE:
         share, least = 8, 6
+    elif device != "cuda" and tol is not None and tol >= 1e-3:
+        share, least = 3, 10
     else:
-        share, least = 4, 10 if tol is not None and tol >= 1e-3 else 20
+        share, least = 4, 20
     return min(side, -(-(rank + max(least, rank // share)) // 16) * 16)
 
 
-def expected_multiplies(tol: float | None, max_iter: int) -> int:
-    """Multiplications by A^T A until the certificate holds: 5, 8, 10 at 1e-2, 1e-3, 1e-4 on LLM-like spectra."""
+def expected_multiplies(tol: float | None, max_iter: int, share: float = 0.0) -> int:
+    """Multiplications by A^T A until the certificate holds: 5, 8, 10 at 1e-2, 1e-3, 1e-4 on LLM-like spectra; fewer on
+    a wide block, where the rank is a large `share` of the side (DEVNOTES.md, "Cost model").
+    """
     if tol is None:
         return max_iter
-    return max(1, min(max_iter, max(2, round(2.5 * math.log10(1 / max(tol, 1e-12))))))
+    return max(1, min(max_iter, max(2, round(2.5 * math.log10(1 / max(tol, 1e-12)) * (1 - 1.3 * share)))))
 
 
 def _randomized_seconds(
@@ -227,8 +236,8 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
     wide = problem.dtype == "float64" or problem.tol == 0
     rates = rates_of(problem)
     scale = problem.batch * (rates.wide if wide else 1.0)
-    block = default_block(r, n, problem.tol) if oversample is None else min(n, r + oversample)
-    multiplies = expected_multiplies(problem.tol, max_iter)
+    block = default_block(r, n, problem.tol, problem.device) if oversample is None else min(n, r + oversample)
+    multiplies = expected_multiplies(problem.tol, max_iter, r / n if n >= WIDE_SIDE else 0.0)
     may_half = rates.half > 0 and not wide and problem.tol is not None and m * n >= HALF_ELEMENTS
 
     def randomized(gram: bool) -> Route:

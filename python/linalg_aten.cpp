@@ -50,7 +50,7 @@ void product_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
 }
 
 // The lower triangle of g = a^T a, and something above. ATen has no symmetric product: two halves by recursion and one
-// product of half the flops between them, 53 % in all at n = 2048.
+// product for the square between them, 53 % of the flops at n = 2048.
 template <typename T>
 void lower_gram(Block<const T> a, Block<T> g) {
   const int64_t n = a.cols;

@@ -45,7 +45,7 @@ def rank_reduce(emu, weight, rank, out=None, factors=None, **options):
     """The rows of the certificate, one dict per matrix."""
     o = Options(**options)
     count, rows, cols = weight.shape
-    block = o.block or (default_block(rank, min(rows, cols), o.tol) if o.route == "randomized" else rank)
+    block = o.block or (default_block(rank, min(rows, cols), o.tol, "cuda") if o.route == "randomized" else rank)
     certificates = torch.full((count, len(CERTIFICATE)), -7.0, dtype=torch.float64)
     keys = torch.arange(count)
     limits = torch.tensor([o.memory, o.device, o.shared])

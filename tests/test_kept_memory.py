@@ -42,8 +42,9 @@ def test_kept_memory_is_bounded():
 
 
 def test_memory_of_a_call_does_not_reach_the_next():
-    a, b = testing.llm_like(300, 200), testing.llm_like(170, 90, seed=1)
-    alone = lk.low_rank(b, 9)
-    lk.low_rank(torch.full_like(a, 1e30), 20)
-    lk.low_rank(a, 50, route="gram_eigh")
-    assert torch.equal(lk.low_rank(b, 9), alone)
+    for dtype in (torch.float32, torch.bfloat16):
+        ours, other = (testing.llm_like(170, 90, seed=seed).to(dtype) for seed in (1, 2))
+        for route in ("randomized", "gram_eigh", "spectral"):
+            alone = lk.low_rank(ours, 9, route=route)
+            lk.low_rank(-3 * other, 9, route=route)  # in the very places that the call before used
+            assert torch.equal(lk.low_rank(ours, 9, route=route), alone)

@@ -8,7 +8,7 @@ import torch
 
 import laser_kernels as lk
 from laser_kernels import ops
-from laser_kernels.testing import llm_like, residual
+from laser_kernels.testing import eps, llm_like, residual
 
 L = torch.ops.laser_kernels
 LIBRARY = Path(lk.__file__).parent / "liblaser_cpu.so"
@@ -100,6 +100,15 @@ def test_prepare_sees_norm_top_and_bad_values():
         bad = STACK.clone()
         bad[1, 23, 15] = value
         assert L.prepare(bad)[:, 1].isfinite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("n", [128, 129, 145, 257])  # from 129 on by halves
+@pytest.mark.parametrize("m", [300, 700])
+def test_large_gram_is_symmetric_and_as_exact(m, n):
+    a = llm_like(2 * m, n).reshape(2, m, n)
+    g, exact = L.gram(a), a.double().mT @ a.double()
+    assert torch.equal(g, g.mT)
+    assert ((g.double() - exact).abs() <= m * eps(a.dtype) * (a.abs().double().mT @ a.abs().double())).all()
 
 
 def test_gram_matches_float64():

@@ -66,7 +66,7 @@ constexpr double kCountError = 1e-6;
 // Rounding may make T this much larger than it is.
 constexpr double kMargin = 1.01;
 
-// Columns of the top-up beyond the wanted ones: as default_block in laser_kernels/dispatch.py.
+// Columns of the top-up beyond the wanted ones: after default_block in laser_kernels/dispatch.py.
 constexpr int64_t kSurplus = 16;
 constexpr int64_t kSurplusShare = 4;
 constexpr int64_t kBlockMultiple = 16;

@@ -1,6 +1,7 @@
 // Working memory that a thread keeps from one call to the next: at these sizes the system takes longer to hand out
 // fresh pages than a product takes to fill them (DEVNOTES.md, "CPU schedule").
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -14,8 +15,9 @@
 
 namespace laser::cpu {
 
-// Bytes that a thread keeps at most.
+// Bytes that a thread keeps at most, and all threads of the process together.
 constexpr size_t kKept = size_t{32} << 20;
+constexpr size_t kKeptByAll = size_t{256} << 20;
 
 // Blocks of this size and above begin at multiples of it, where Linux can map them as huge pages.
 constexpr size_t kHugePage = size_t{2} << 20;
@@ -37,11 +39,7 @@ class Pool {
   Pool() = default;
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
-  ~Pool() {
-    for (const Piece& piece : kept_) {
-      std::free(piece.data);
-    }
-  }
+  ~Pool() { release(); }
 
   // The smallest piece that is large enough, else a new one.
   Piece take(size_t bytes) {
@@ -51,38 +49,68 @@ class Pool {
         best = i;
       }
     }
-    return best < kept_.size() ? remove(best) : allocate(bytes);
+    if (best < kept_.size()) {
+      return remove(best);
+    }
+    Piece piece = allocate(bytes);
+    if (piece.data == nullptr) {
+      release();
+      piece = allocate(bytes);
+    }
+    if (piece.data == nullptr) {
+      throw std::bad_alloc();
+    }
+    return piece;
   }
 
-  void give(Piece piece) {
-    if (piece.bytes > kKept) {
+  void give(Piece piece) noexcept {
+    while (piece.bytes <= kKept && total_ + piece.bytes > kKept) {
+      std::free(remove(0).data);
+    }
+    if (piece.bytes > kKept || kept_by_all().load() + piece.bytes > kKeptByAll) {
       std::free(piece.data);
       return;
     }
-    kept_.push_back(piece);
-    total_ += piece.bytes;
-    while (total_ > kKept) {
-      std::free(remove(0).data);
+    try {
+      kept_.push_back(piece);
+    } catch (const std::bad_alloc&) {
+      std::free(piece.data);
+      return;
     }
+    total_ += piece.bytes;
+    kept_by_all() += piece.bytes;
   }
 
  private:
   std::vector<Piece> kept_;
   size_t total_ = 0;
 
+  static std::atomic<size_t>& kept_by_all() {
+    static std::atomic<size_t> bytes{0};
+    return bytes;
+  }
+
   Piece remove(size_t i) {
     const Piece piece = kept_[i];
     kept_.erase(kept_.begin() + std::ptrdiff_t(i));
     total_ -= piece.bytes;
+    kept_by_all() -= piece.bytes;
     return piece;
   }
 
+  void release() {
+    while (!kept_.empty()) {
+      std::free(remove(kept_.size() - 1).data);
+    }
+  }
+
+  // data is null where the system has none.
   static Piece allocate(size_t bytes) {
     const size_t unit = bytes >= kHugePage ? kHugePage : kCacheLine;
     const size_t rounded = (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
     void* data = nullptr;
     if (posix_memalign(&data, unit, rounded) != 0) {
-      throw std::bad_alloc();
+      return {};
     }
 #if defined(__linux__)
     if (unit == kHugePage) {

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -159,7 +160,11 @@ class Worker:
         else:
             launches = None
         memory = Memory(self.device) if task.look else None
-        seconds, results = self._timed(run, peer.wait, task.inner)
+        if memory is None or memory.cuda:
+            seconds, results = self._timed(run, peer.wait, task.inner)
+        else:  # what earlier calls left with this thread would not be seen
+            with ThreadPoolExecutor(1) as new:
+                seconds, results = new.submit(self._timed, run, peer.wait, task.inner).result()
         peak = memory.peak(peer.library) if memory else None
         infos: list[Any] = []
         if mine:

@@ -33,7 +33,7 @@ def backend_calls(monkeypatch):
 
 
 @pytest.fixture
-def compare(capsys):
+def compare(capsys, backend_calls):
     """`tool` and `patched` return approximations of `matrix` to `rank`: ours must be as good as the tool's. Prints both
     excesses and how much faster ours is, best of three, alternating; no time is asserted."""
 
@@ -51,6 +51,7 @@ def compare(capsys):
                 f"{seconds[name]:.3f} s, excess {left[name] / tail - 1:.1e}" for name in ("tool", "ours")
             )
             print(f"\n{what}: {both}; {seconds['tool'] / seconds['ours']:.1f}x")
+        assert len(backend_calls) == 3
         floor = testing.FLOOR * testing.eps(torch.float32) * testing.norm(matrix)
         assert left["ours"] <= (1 + tol) * left["tool"] + floor
 

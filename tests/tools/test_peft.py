@@ -161,16 +161,16 @@ def test_every_known_site_is_there():
         assert {f"{s.module}.{s.name}" for s in known} <= set(names)
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "pissa_niter_16"])
-def test_large_matrix(compare, init):
+@pytest.mark.parametrize(("init", "tol"), [("pissa", TOL), ("pissa_niter_4", TOL), ("pissa_niter_16", TOL / 10)])
+def test_large_matrix(compare, init, tol):
     weight = testing.llm_like(2048, 2048)
 
     def initialise(tool=None):
-        layer = nn.Sequential(nn.Linear(2048, 2048, bias=False))
+        layer = nn.Sequential(nn.utils.skip_init(nn.Linear, 2048, 2048, bias=False))
         layer[0].weight.data = weight.clone()
         config = peft.LoraConfig(r=64, target_modules=["0"], init_lora_weights=init)
         with patch(tool) if tool else contextlib.nullcontext():
             adapted = peft.get_peft_model(layer, config)
         return weight - adapted.base_model.model[0].base_layer.weight.data
 
-    compare(f"{init}, 2048x2048, r=64", weight, 64, initialise, lambda: initialise("peft"))
+    compare(f"{init}, 2048x2048, r=64", weight, 64, initialise, lambda: initialise("peft"), tol)
