@@ -148,7 +148,8 @@ def reduce_checkpoint(
         tol: accepted excess over the optimal residual, as in `low_rank`.
         seed: with each tensor's name, decides the random sketch.
         device: "cpu", "cuda", "cuda:1", a list like "cuda:0,cuda:1", each of which takes its share, or "auto".
-        memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call.
+        memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call. Threads keep
+            up to 256 MiB of working memory for the next call beside it (csrc/cpu/memory.hpp).
         resume: go on with what an interrupted run left in `dst`; the result is bitwise that of one run.
         on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are (dense output only).
         output: "dense" writes A_r in the weight's place: every loader takes it, nothing is smaller. "factored" writes B and
