@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from laser_kernels import testing
-from laser_kernels.compat import cut, pytorch
+from laser_kernels.compat import cut, pytorch, scikit_learn
 
 collect_ignore_glob = [] if importlib.util.find_spec("peft") else ["test_*.py"]
 
@@ -29,6 +29,7 @@ def backend_calls(monkeypatch):
 
     watch(cut)
     watch(pytorch)
+    watch(scikit_learn)
     return shapes
 
 
