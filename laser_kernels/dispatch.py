@@ -132,14 +132,19 @@ def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
     return rates.eigh_cubic * n**3 + rates.eigh_square * n**2 + rates.eigh_latency * n / shared
 
 
-# Below this side a look costs more than the multiplications that a wider block saves.
-WIDE_SIDE = 1024
-
-
 def _gram_seconds(m: int, n: int, rates: Rates) -> float:
     """Per matrix."""
     formed = (1 + rates.gram_whole / n) / 2 if 0 < rates.gram_whole < n else 1.0
     return max(rates.gram * formed * 2.0 * m * n * n / rates.flops, 4.0 * m * n / rates.bytes)
+
+
+# Below this side a look costs more than the multiplications that a wider block saves.
+WIDE_SIDE = 1024
+
+
+def _widened(side: int, tol: float | None, device: str) -> bool:
+    """Whether the block is r + r/3: where that was measured, on CPUs at 1e-3 <= tol < 1e-2."""
+    return side >= WIDE_SIDE and device != "cuda" and tol is not None and 1e-3 <= tol < 1e-2
 
 
 def default_block(rank: int, side: int, tol: float | None, device: str = "cpu") -> int:
@@ -153,7 +158,7 @@ def default_block(rank: int, side: int, tol: float | None, device: str = "cpu") 
         share, least = 10, 6
     elif side < WIDE_SIDE:
         share, least = 8, 6
-    elif device != "cuda" and tol is not None and tol >= 1e-3:
+    elif _widened(side, tol, device):
         share, least = 3, 10
     else:
         share, least = 4, 20
@@ -162,7 +167,7 @@ def default_block(rank: int, side: int, tol: float | None, device: str = "cpu") 
 
 def expected_multiplies(tol: float | None, max_iter: int, share: float = 0.0) -> int:
     """Multiplications by A^T A until the certificate holds: 5, 8, 10 at 1e-2, 1e-3, 1e-4 on LLM-like spectra; fewer on
-    a wide block, where the rank is a large `share` of the side (DEVNOTES.md, "Cost model").
+    a widened block, where the rank is a large `share` of the side (DEVNOTES.md, "Cost model").
     """
     if tol is None:
         return max_iter
@@ -237,7 +242,7 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
     rates = rates_of(problem)
     scale = problem.batch * (rates.wide if wide else 1.0)
     block = default_block(r, n, problem.tol, problem.device) if oversample is None else min(n, r + oversample)
-    multiplies = expected_multiplies(problem.tol, max_iter, r / n if n >= WIDE_SIDE else 0.0)
+    multiplies = expected_multiplies(problem.tol, max_iter, r / n if _widened(n, problem.tol, problem.device) else 0.0)
     may_half = rates.half > 0 and not wide and problem.tol is not None and m * n >= HALF_ELEMENTS
 
     def randomized(gram: bool) -> Route:

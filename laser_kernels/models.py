@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laser_kernels.api import low_rank
-from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, batches, group_bytes, key_of, label_of
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Named, batches, group_bytes
 from laser_kernels.checkpoint.report import ModelReport, Row
 from laser_kernels.checkpoint.resolve import resolve
 from laser_kernels.checkpoint.shard import Entry
@@ -31,21 +31,11 @@ _BUFFER = "buffer"  # stands for a dtype: buffers are never reduced, but their n
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One matrix to reduce: a parameter, or expert `index` of one. `weight` (m, n) is a view of the parameter."""
+class Piece(Named):
+    """One matrix of a model to reduce. `weight` (m, n) is a view of the parameter."""
 
-    name: str
-    index: int | None
     weight: Tensor
     rank: int
-
-    @property
-    def label(self) -> str:
-        return label_of(self.name, self.index)
-
-    @property
-    def key(self) -> int:
-        return key_of(self.label)
 
     def row(self, info: Info, factored: bool = False) -> Row:
         """What the report says of it."""

@@ -57,14 +57,11 @@ def key_of(label: str) -> int:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """One matrix to reduce: a tensor, or expert `index` of one. Offsets count from the start of the files."""
+class Named:
+    """A tensor, or expert `index` of one, wherever it lies."""
 
     name: str
     index: int | None
-    order: int
-    source: int
-    target: int
 
     @property
     def label(self) -> str:
@@ -73,6 +70,15 @@ class Matrix:
     @property
     def key(self) -> int:
         return key_of(self.label)
+
+
+@dataclass(frozen=True)
+class Matrix(Named):
+    """One matrix of a checkpoint to reduce. Offsets count from the start of the files."""
+
+    order: int
+    source: int
+    target: int
 
 
 @dataclass(frozen=True)
