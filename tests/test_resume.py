@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import tiny_checkpoints as tiny
 
-from laser_kernels.checkpoint import pipeline
+from laser_kernels.checkpoint import pipeline, writer
 from laser_kernels.checkpoint.journal import JOURNAL_NAME
+from laser_kernels.checkpoint.reader import Reader
 from laser_kernels.checkpoint.reduce import reduce_checkpoint
+from laser_kernels.checkpoint.work import prepare
 from laser_kernels.cli import main
 from laser_kernels.errors import CheckpointError
+from laser_kernels.selection import Plan
 
 PLAN = {"rules": [{"targets": ["all"], "layers": "all", "rank": 0.25}]}
 BUDGET = 16 * 20000  # two or three matrices in a call, so that there are many steps
@@ -218,20 +223,96 @@ def test_a_torn_journal_line_and_a_lost_partial_file_are_survived(interrupted, t
     assert tiny.same_but_seconds(tmp_path / "whole", dst)
 
 
-def test_after_a_power_cut_only_synced_steps_count(interrupted, tmp_path):
-    src, dst = interrupted
-    reduce(src, tmp_path / "whole")
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """A disk whose first sync of a shard begins, and ends when told."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = os.fsync
+
+    def fsync(descriptor):
+        if not begun.is_set() and os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+            begun.set()
+            go_on.wait(10)
+        real(descriptor)
+
+    monkeypatch.setattr(writer, "SYNC_BYTES", 1)
+    monkeypatch.setattr(os, "fsync", fsync)
+    return begun, go_on
+
+
+def other_boot(dst) -> None:
+    """As if the machine had been started again."""
     lines = [json.loads(line) for line in (dst / JOURNAL_NAME).read_text().splitlines()]
     assert any("shard" in line for line in lines)
     for line in lines:
         if "boot" in line:
             line["boot"] = "another start of the machine"
     (dst / JOURNAL_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_after_a_power_cut_only_synced_steps_count(interrupted, tmp_path):
+    src, dst = interrupted
+    reduce(src, tmp_path / "whole")
+    other_boot(dst)
     partial = dst / ".model.safetensors.partial"
     size, header = partial.stat().st_size, 8 + int.from_bytes(partial.read_bytes()[:8], "little")
     with open(partial, "r+b") as stream:  # what had not been synced is lost
         stream.seek(header)
         stream.write(bytes(size - header))
+    reduce(src, dst, resume=True)
+    assert tiny.same_but_seconds(tmp_path / "whole", dst)
+
+
+def test_steps_that_end_during_a_sync_are_not_called_safe(tmp_path, slow_disk):
+    begun, go_on = slow_disk
+    with Reader(tiny.llama(tmp_path / "a")) as reader:
+        layouts = prepare(reader, Plan.from_dict(PLAN)).layouts
+    dst = tmp_path / "b"
+    first = writer.Writer(dst, layouts, {})
+    first.write(0, layouts[0].size - 1, b"\0")
+    first.step_done(0, 0, 1, ())
+    assert begun.wait(10)  # in a thread of its own: this one goes on
+    first.step_done(0, 1, 0, ())
+    go_on.set()
+    first.close()
+    other_boot(dst)
+    second = writer.Writer(dst, layouts, {})
+    assert second.journal.done.keys() == {(0, 0)}
+    second.close()
+
+
+def test_a_failed_sync_is_told_and_can_be_resumed(tmp_path, monkeypatch):
+    src = tiny.llama(tmp_path / "a", layers=6)
+    reduce(src, tmp_path / "whole")
+    failed = []
+    real = os.fsync
+
+    def full(descriptor):  # the system tells of lost pages once
+        if not failed and threading.current_thread() is not threading.main_thread():
+            failed.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "SYNC_BYTES", 1)
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"safetensors: cannot be written \(No space left"):
+            reduce(src, tmp_path / "b")
+    assert failed and not looks_finished(tmp_path / "b")
+    reduce(src, tmp_path / "b", resume=True)
+    assert tiny.same_but_seconds(tmp_path / "whole", tmp_path / "b")
+
+
+def test_a_partial_file_lost_before_a_second_crash_is_not_missed(interrupted, tmp_path, monkeypatch):
+    """The steps of the lost file do not count later, when there is a file again."""
+    src, dst = interrupted
+    reduce(src, tmp_path / "whole")
+    (dst / ".model.safetensors.partial").unlink()
+    with monkeypatch.context() as patch:
+        crash_at(patch, 6)
+        with pytest.raises(Crash):
+            reduce(src, dst, resume=True)
+    assert (dst / ".model.safetensors.partial").exists()
     reduce(src, dst, resume=True)
     assert tiny.same_but_seconds(tmp_path / "whole", dst)
 

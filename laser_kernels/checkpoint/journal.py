@@ -2,7 +2,7 @@
 
 The first line says what the run is; each further one that a step's bytes are in the partial shard (with the report's
 rows where the step reduced something). The system may lose written bytes when it goes down, not when the process does:
-so lines after the last `synced` count only if the machine has not been started again since.
+so steps that no `synced` line names count only if the machine has not been started again since.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from laser_kernels.errors import CheckpointError
 
 JOURNAL_NAME = ".laser_resume.jsonl"
-FORMAT = 1
+FORMAT = 2
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 Rows = list[dict[str, Any]]
@@ -41,6 +41,7 @@ class Journal:
         """
         self.path = folder / JOURNAL_NAME
         self.done: dict[tuple[int, int], Rows] = {}
+        self._unsynced: dict[int, set[int]] = {}  # shard -> steps
         self.notes: dict[str, Any] = {}
         self.run = dict(run)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -81,12 +82,17 @@ class Journal:
                 elif "note" in line:
                     self.notes.setdefault(line["note"], line["value"])
                 elif "synced" in line:
-                    for key in [key for key in pending if key[0] == line["synced"]]:
-                        self.done[key] = pending.pop(key)
+                    keys = [(line["synced"], step) for step in line["steps"]]
+                    self.done.update((key, pending.pop(key)) for key in keys if key in pending)
+                elif "forgotten" in line:
+                    for steps in (self.done, pending):
+                        self._drop(steps, line["forgotten"])
                 else:
                     pending[line["shard"], line["step"]] = line["rows"]
             if boot is not None and boot == last_boot:
                 self.done.update(pending)
+                for shard, step in pending:
+                    self._unsynced.setdefault(shard, set()).add(step)
             # What does not count is done again, and its rows come again: a later line replaces an earlier one.
         self._append({"boot": boot})
 
@@ -109,6 +115,7 @@ class Journal:
         """Note that a step's bytes have been written."""
         self.done[shard, step] = [dict(row) for row in rows]
         self._append({"shard": shard, "step": step, "rows": list(rows)})
+        self._unsynced.setdefault(shard, set()).add(step)
 
     def note(self, name: str, value: Any) -> Any:
         """What this run noted first under `name`: `value`, unless it was begun with another."""
@@ -117,15 +124,29 @@ class Journal:
             self._append({"note": name, "value": value})
         return self.notes[name]
 
-    def synced(self, shard: int) -> None:
-        """Note that the steps of a shard so far would survive a power cut, and make the note survive it too."""
-        self._append({"synced": shard})
+    def unsynced(self, shard: int) -> list[int]:
+        """The steps of a shard that a power cut might undo."""
+        return sorted(self._unsynced.get(shard, ()))
+
+    def synced(self, shard: int, steps: Sequence[int]) -> None:
+        """Note that these steps of a shard would survive a power cut, and make the note survive it too."""
+        self._append({"synced": shard, "steps": list(steps)})
         os.fsync(self._descriptor)
+        self._unsynced.get(shard, set()).difference_update(steps)
 
     def forget(self, shard: int) -> None:
         """Drop the steps of a shard whose partial file is gone."""
-        for key in [key for key in self.done if key[0] == shard]:
-            del self.done[key]
+        if self._drop(self.done, shard):
+            self._append({"forgotten": shard})
+        self._unsynced.pop(shard, None)
+
+    @staticmethod
+    def _drop(steps: dict[tuple[int, int], Rows], shard: int) -> bool:
+        """Take the steps of a shard out. Whether there were any."""
+        found = [key for key in steps if key[0] == shard]
+        for key in found:
+            del steps[key]
+        return bool(found)
 
     def close(self) -> None:
         os.close(self._descriptor)

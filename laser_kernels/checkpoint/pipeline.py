@@ -28,31 +28,55 @@ class Stopped(Exception):
     """Another thread has failed, and says why."""
 
 
-class Gate:
-    """Bytes that may be in flight. One request passes always, or a large matrix could never start."""
+class Buffers:
+    """Memory for weights in flight: `limit` bytes, or one request, or a large matrix could never start.
+
+    What comes back is lent again: touching fresh pages takes longer than reading into old ones.
+    """
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._used = 0
+        self._lent = 0
+        self._free: list[mmap.mmap] = []
         self._changed = threading.Condition()
-        self.stopped = False
+        self._stopped = False
 
-    def enter(self, nbytes: int) -> None:
+    def take(self, nbytes: int) -> mmap.mmap:
+        """`nbytes` bytes or more, page-aligned, that hold anything."""
         with self._changed:
-            self._changed.wait_for(lambda: self.stopped or not self._used or self._used + nbytes <= self._limit)
-            if self.stopped:
+            self._changed.wait_for(
+                lambda: self._stopped or not self._lent or self._roomy(nbytes) or self._lent + nbytes <= self._limit
+            )
+            if self._stopped:
                 raise Stopped
-            self._used += nbytes
+            if roomy := self._roomy(nbytes):
+                memory = min(roomy, key=len)
+                self._free.remove(memory)
+            else:
+                while self._free and self._held() + nbytes > self._limit:
+                    self._free.pop()
+                memory = mmap.mmap(-1, nbytes)  # given back to the system when the last reference goes
+            self._lent += len(memory)
+            return memory
 
-    def leave(self, nbytes: int) -> None:
+    def give(self, memory: mmap.mmap) -> None:
+        """Nobody uses `memory` any more."""
         with self._changed:
-            self._used -= nbytes
+            self._lent -= len(memory)
+            if self._held() + len(memory) <= self._limit:
+                self._free.append(memory)
             self._changed.notify_all()
 
     def stop(self) -> None:
         with self._changed:
-            self.stopped = True
+            self._stopped = True
             self._changed.notify_all()
+
+    def _held(self) -> int:
+        return self._lent + sum(map(len, self._free))
+
+    def _roomy(self, nbytes: int) -> list[mmap.mmap]:
+        return [memory for memory in self._free if len(memory) >= nbytes]
 
 
 @dataclass(frozen=True)
@@ -95,15 +119,15 @@ class Lane:
 
 
 class Loaded:
-    """A group's matrices in memory: `tensor` (b, m, n) and `view`, its bytes."""
+    """A group's matrices at the beginning of `memory`, or in memory of their own: `tensor` (b, m, n), `view` its bytes."""
 
-    def __init__(self, group: Group):
+    def __init__(self, group: Group, memory: mmap.mmap | None = None):
         import torch
 
-        # Anonymous pages: aligned, and given back to the system when the last reference goes.
-        memory = mmap.mmap(-1, group.nbytes)
-        self.view = memoryview(memory)
-        flat = torch.frombuffer(memory, dtype=torch_dtype(group.stored_dtype))
+        self.memory = mmap.mmap(-1, group.nbytes) if memory is None else memory
+        self.view = memoryview(self.memory)[: group.nbytes]
+        count = len(group.matrices) * group.rows * group.cols
+        flat = torch.frombuffer(self.memory, dtype=torch_dtype(group.stored_dtype), count=count)
         self.tensor = flat.view(len(group.matrices), group.rows, group.cols)
 
 
@@ -165,9 +189,9 @@ def converted_pieces(reader: Reader, weight: str) -> list[tuple[int | None, int,
     ]
 
 
-def load(reader: Reader, source: int, group: Group) -> Loaded:
+def load(reader: Reader, source: int, group: Group, memory: mmap.mmap | None = None) -> Loaded:
     """Read a group from the reader's shard `source`; fp8 is dequantized on the way."""
-    loaded = Loaded(group)
+    loaded = Loaded(group, memory)
     for slot, matrix in enumerate(group.matrices):
         if group.dtype == group.stored_dtype:
             start = slot * group.matrix_bytes
@@ -225,11 +249,11 @@ def run(
     ]
     total = sum(step.nbytes for layout in layouts for step in layout.steps)
     done = total - sum(job.step.nbytes for job in todo)
-    gate, to_compute, to_write = Gate(limit), Lane(), Lane()
+    buffers, to_compute, to_write = Buffers(limit), Lane(), Lane()
     failures: list[BaseException] = []
 
     def stop() -> None:
-        for part in (gate, to_compute, to_write):
+        for part in (buffers, to_compute, to_write):
             part.stop()
 
     def guarded(body: Callable[[], None]) -> None:
@@ -244,8 +268,9 @@ def run(
     def read() -> None:
         for job in todo:
             if isinstance(job.step, Group):
-                gate.enter(job.step.nbytes)
-                to_compute.put(0, replace(job, loaded=load(reader, layouts[job.shard].source, job.step)))
+                memory = buffers.take(job.step.nbytes)
+                to_compute.put(0, replace(job, loaded=load(reader, layouts[job.shard].source, job.step, memory)))
+                del memory  # the writer gives it back
             else:
                 to_write.put(1, job)
         to_compute.put(1, None)
@@ -254,12 +279,12 @@ def run(
         nonlocal done
         while (job := to_write.get()) is not None:
             _write_step(writer, reader, job, layouts[job.shard])
-            writer.step_done(job.shard, job.number, job.rows)
+            writer.step_done(job.shard, job.number, job.step.nbytes, job.rows)
             done += job.step.nbytes
             progress(done, total, job.rows[-1]["name"] if job.rows else layouts[job.shard].file)
-            nbytes = job.step.nbytes if job.loaded else 0
-            del job  # and with it the memory, before the next group is let in
-            gate.leave(nbytes)
+            if job.loaded:
+                buffers.give(job.loaded.memory)
+            del job  # and with it the last reference to memory that is not kept
 
     def work(compute: Compute) -> None:
         while (job := to_compute.get()) is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import pipeline
 from laser_kernels.checkpoint.journal import JOURNAL_NAME
-from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Group
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, GROUP_BYTES, Group
 from laser_kernels.checkpoint.reader import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader
 from laser_kernels.checkpoint.report import KEPT, Report, Row, model_card, versions
 from laser_kernels.checkpoint.resolve import recorded
@@ -195,8 +195,9 @@ def reduce_checkpoint(
         writer = Writer(destination, work.layouts, who)
         try:
             _refuse_kept(_rows(writer, work), on_nonfinite)
-            limit = (memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET
             computes = [compute_with(tol, seed, name, on_nonfinite) for name in workers(devices)]
+            # One group in each worker's hands, one being read, one being written: more would only touch more pages.
+            limit = min((memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET, (len(computes) + 2) * GROUP_BYTES)
             with _threads_of(writer), warnings.catch_warnings():
                 warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
                 pipeline.run(reader, writer, work.layouts, computes, limit, progress or automatic())

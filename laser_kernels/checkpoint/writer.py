@@ -8,7 +8,6 @@ import errno
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,10 @@ from laser_kernels.checkpoint.reader import SINGLE_NAME, Reader
 from laser_kernels.errors import CheckpointError
 
 CHUNK = 8 << 20
-SYNC_SECONDS = 20.0  # at most this much work is lost when the machine goes down
+# A thread of its own writes what has gathered through to the disk, beside the computing, so that little is left for the
+# end: at most this much work is lost when the machine goes down.
+SYNC_BYTES = 32 << 20
+SYNC_SECONDS = 20.0
 
 
 def partial_name(file: str) -> str:
@@ -83,7 +85,11 @@ class Writer:
         self.layouts = layouts
         self._lock = threading.RLock()
         self._open: dict[int, int] = {}
-        self._synced = time.monotonic()
+        self._syncing = threading.RLock()  # held while a file is synced or closed; taken before _lock
+        self._gathered = threading.Condition(self._lock)
+        self._unsynced_bytes = 0
+        self._closing = False
+        self._failure: BaseException | None = None  # of the syncing thread
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             others = [path.name for path in folder.iterdir() if path.name != JOURNAL_NAME]
@@ -100,8 +106,10 @@ class Writer:
                 for shard in range(len(layouts)):
                     self._take_over(shard)
             except BaseException:
-                self.close()
+                self._close_files()
                 raise
+        self._syncer = threading.Thread(target=self._keep_syncing, daemon=True)
+        self._syncer.start()
 
     def _path(self, shard: int) -> Path:
         return self.folder / self.layouts[shard].file
@@ -182,17 +190,45 @@ class Writer:
                 self._write(outward, offset + done, piece)
                 done += len(piece)
 
-    def step_done(self, shard: int, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def step_done(self, shard: int, step: int, nbytes: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Note a finished step; the shard's file gets its name with the last one, unless it must come last of all."""
         with self._lock, explained(self.journal.path):
+            self._check_syncer()
             self._left[shard] -= (shard, step) not in self.journal.done
             self.journal.add(shard, step, rows)
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                for opened, descriptor in self._open.items():
-                    os.fsync(descriptor)
-                    self.journal.synced(opened)
-                self._synced = time.monotonic()
+            self._unsynced_bytes += nbytes
+            self._gathered.notify()
         self.publish_if_complete(shard)
+
+    def _keep_syncing(self) -> None:
+        """The syncing thread: what has been written, through to the disk. Ends with the first failure."""
+        try:
+            while True:
+                with self._gathered:
+                    self._gathered.wait_for(lambda: self._closing or self._unsynced_bytes >= SYNC_BYTES, SYNC_SECONDS)
+                    if self._closing:
+                        return
+                    self._unsynced_bytes = 0
+                    waiting = [shard for shard in self._open if self.journal.unsynced(shard)]
+                for shard in waiting:
+                    with explained(self._path(shard)):
+                        self._sync(shard)
+        except BaseException as error:  # the system tells of a failed write once: here
+            self._failure = error
+
+    def _check_syncer(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _sync(self, shard: int) -> None:
+        """Write a shard through to the disk if it is open, and note which steps that makes safe."""
+        with self._syncing:
+            with self._lock:
+                descriptor, steps = self._open.get(shard), self.journal.unsynced(shard)
+            if descriptor is not None:
+                os.fsync(descriptor)
+                with self._lock:
+                    self.journal.synced(shard, steps)
 
     def publish_if_complete(self, shard: int) -> None:
         """Give a shard its name if it is whole and its name does not make the checkpoint."""
@@ -204,11 +240,12 @@ class Writer:
         if self.is_whole(shard):
             return
         with explained(self._path(shard)):
-            descriptor = self._descriptor(shard)
-            os.fsync(descriptor)
-            with self._lock:
-                self.journal.synced(shard)
-                os.close(self._open.pop(shard))
+            self._descriptor(shard)  # an earlier run may have written all of it
+            with self._syncing:
+                self._sync(shard)
+                self._check_syncer()
+                with self._lock:
+                    os.close(self._open.pop(shard))
             os.rename(self._partial(shard), self._path(shard))
 
     def put_file(self, file: str, data: bytes) -> None:
@@ -258,6 +295,13 @@ class Writer:
 
     def close(self) -> None:
         """Close what is open. Partial files and the journal stay for a resume."""
+        with self._gathered:
+            self._closing = True
+            self._gathered.notify()
+        self._syncer.join()
+        self._close_files()
+
+    def _close_files(self) -> None:
         with self._lock:
             while self._open:
                 os.close(self._open.popitem()[1])

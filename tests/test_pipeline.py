@@ -1,0 +1,101 @@
+"""Memory of the checkpoint pipeline: bounded, and lent again."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import tiny_checkpoints as tiny
+
+from laser_kernels.checkpoint import pipeline
+from laser_kernels.checkpoint.pipeline import Buffers, Stopped
+from laser_kernels.checkpoint.reduce import reduce_checkpoint
+
+
+def waits(buffers: Buffers, nbytes: int, until) -> bool:
+    """Whether a request has to wait for `until()`, and is then served."""
+    served = threading.Event()
+    thread = threading.Thread(target=lambda: (buffers.take(nbytes), served.set()))
+    thread.start()
+    waited = not served.wait(0.2)
+    until()
+    thread.join(10)
+    assert served.is_set()
+    return waited
+
+
+def test_what_comes_back_is_lent_again():
+    buffers = Buffers(100)
+    small, large = buffers.take(30), buffers.take(60)
+    buffers.give(large)
+    buffers.give(small)
+    assert buffers.take(20) is small  # the smallest that suffices
+    assert buffers.take(20) is large
+
+
+def test_no_more_than_the_limit_is_held():
+    buffers = Buffers(100)
+    first = buffers.take(60)
+    assert waits(buffers, 60, until=lambda: buffers.give(first))
+    buffers = Buffers(100)
+    first, second = buffers.take(40), buffers.take(40)
+    buffers.give(first)
+    buffers.give(second)
+    third = buffers.take(90)  # neither suffices: both are let go
+    assert len(third) == 90
+    assert waits(buffers, 40, until=lambda: buffers.give(third))
+
+
+def test_one_request_passes_always_and_is_not_kept():
+    buffers = Buffers(100)
+    giant = buffers.take(1000)
+    assert waits(buffers, 10, until=lambda: buffers.give(giant))
+    assert len(buffers.take(50)) == 50
+
+
+def test_stop_ends_those_who_wait():
+    buffers = Buffers(100)
+    buffers.take(100)
+    stopped = []
+
+    def ask():
+        with pytest.raises(Stopped):
+            buffers.take(1)
+        stopped.append(True)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    buffers.stop()
+    thread.join(10)
+    assert stopped
+
+
+def test_groups_of_all_sizes_go_through_memory_that_is_lent_again(tmp_path, monkeypatch):
+    """Bits do not depend on what a buffer held before."""
+    made = []
+
+    class Spied(Buffers):
+        def __init__(self, limit):
+            super().__init__(limit)
+            made.append(self)
+            self.taken = []
+
+        def take(self, nbytes):
+            memory = super().take(nbytes)
+            memory[:] = b"\xff" * len(memory)
+            self.taken.append(id(memory))
+            return memory
+
+    src = tiny.llama(tmp_path / "a", layers=6)
+    plan = {"rules": [{"targets": ["all"], "layers": "all", "rank": 0.25}]}
+
+    def run(name, budget=16 * 4000):
+        reduce_checkpoint(src, tmp_path / name, plan, memory_budget=budget, progress=lambda *_: None)
+
+    run("plain")
+    monkeypatch.setattr(pipeline, "Buffers", Spied)
+    run("spied")
+    taken = made[0].taken
+    print(f"{len(taken)} groups through {len(set(taken))} buffers")
+    assert len(set(taken)) < len(taken) / 2
+    assert tiny.same_but_seconds(tmp_path / "plain", tmp_path / "spied")
