@@ -93,8 +93,7 @@ _CPU = Rates(
     look_every=1,
     batched=False,
 )
-# A model, not a measurement. bfloat16 products at 7e14 flop/s, float32 ones at 5e13, copies at 4.3e12 B/s; a float32
-# weight is multiplied in float32, a bfloat16 one by three bfloat16 slices of the other operand.
+# A model, not a measurement. bfloat16 products at 7e14 flop/s, float32 ones at 5e13, copies at 4.3e12 B/s.
 _HOPPER = Rates(
     flops=5e13,
     bytes=4.3e12,
@@ -113,6 +112,11 @@ _HOPPER = Rates(
 )
 RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.1), ("cuda", "9.0"): _HOPPER}
 
+# On a GPU a weight is one to three bfloat16 slices, float32 ones from SLICED on (kSlicedSide of
+# csrc/cuda/linalg_cuda.cpp): bfloat16 products that stand for one with a block in full precision, and for A^T A.
+SLICED = 512
+_SLICE_PRODUCTS = {"bfloat16": (3, 1), "float16": (5, 4), "float32": (6, 6)}
+
 # Matrices of fewer elements gain nothing from half precision: what it costs per call weighs more.
 HALF_ELEMENTS = 1 << 16
 
@@ -121,8 +125,10 @@ def rates_of(problem: Problem) -> Rates:
     """The row of RATES; a GPU that has none is taken for a Hopper, another device for a CPU."""
     fallback = RATES["cuda", "9.0"] if problem.device == "cuda" else _CPU
     rates = RATES.get((problem.device, problem.capability), fallback)
-    if problem.device == "cuda" and problem.dtype == "bfloat16":
-        return rates._replace(flops=rates.flops * rates.half / 3, half=3.0, gram=1 / 3)
+    sliced = problem.dtype != "float32" or min(problem.rows, problem.cols) >= SLICED
+    if problem.device == "cuda" and problem.dtype in _SLICE_PRODUCTS and sliced:
+        full, gram = _SLICE_PRODUCTS[problem.dtype]
+        return rates._replace(flops=rates.flops * rates.half / full, half=float(full), gram=gram / full)
     return rates
 
 
@@ -205,7 +211,6 @@ SPECTRAL_QUINTICS = 4
 SPECTRAL_TOP_UP = 128
 SPECTRAL_MULTIPLIES = 8
 SPECTRAL_CALLS = 400
-SPECTRAL_SLICED = 512  # kSlicedSide of csrc/cuda/linalg_cuda.cpp
 # Below this share of n the model's difference to RANDOMIZED is not to be trusted before a GPU has measured it.
 SPECTRAL_LEAST = 0.25
 
@@ -216,7 +221,7 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     rounded = SPECTRAL_SEARCHES + 3 * SPECTRAL_QUINTICS + share
     full = 2 / 3 * SPECTRAL_SEARCHES + 3 * share + 15 * share**2 + 4 * share**3
     halves = rates.flops * (rates.half if half else 1.0)
-    sixth = halves / 6 if half and rank >= SPECTRAL_SLICED else 0.0  # as good as float32 by six products of slices
+    sixth = halves / 6 if half and rank >= SLICED else 0.0  # as good as float32 by six products of slices
     products = 2.0 * n**3 * (rounded / halves + full / max(rates.block_flops, sixth))
     moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * 4.0 * n * n / rates.bytes
     block = min(n, SPECTRAL_TOP_UP)

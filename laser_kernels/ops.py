@@ -96,6 +96,10 @@ if COMPILED:
     def _(weight: Tensor, out: Tensor, rank: int, *_route: Any) -> Tensor:
         return _certificate(weight)
 
+    @torch.library.register_fake("laser_kernels::low_rank_at")
+    def _(weight: Tensor, out: Tensor, *_at: Any) -> Tensor:
+        return _certificate(weight)
+
     @torch.library.register_fake("laser_kernels::truncated_svd")
     def _(weight: Tensor, rank: int, *_route: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         b, m, n = weight.shape

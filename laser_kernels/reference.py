@@ -206,6 +206,12 @@ def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, s
     return _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write)
 
 
+def low_rank_at(weight, out, rank, locked, sigma, half, max_iter, seed, keys) -> Tensor:
+    """`low_rank` without a tolerance: what the cuts would save is nothing here."""
+    wide = weight.dtype == torch.float64
+    return low_rank(weight, out, rank, "gram_eigh", rank, True, wide, half, None, max_iter, seed, keys)
+
+
 def truncated_svd(weight, rank, route, block, gram, wide, half, tol, max_iter, seed, keys):
     """(U (b, m, r), S (b, r), Vh (b, r, n), certificate); the largest entry of each column of U is positive."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -159,6 +159,18 @@ Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string rout
   return certificates;
 }
 
+Tensor low_rank_at(const Tensor& weight, Tensor out, int64_t rank, int64_t locked, std::vector<double> sigma, bool half,
+                   int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+  const Weight w = check_weight("low_rank_at", "weight", weight);
+  const Weight to = check_weight("low_rank_at", "out", out);
+  check_same("low_rank_at", weight, out);
+  const std::vector<Cut> cuts = check_cuts(w, rank, locked, sigma);
+  Tensor certificates = certificates_for(weight);
+  rank_reduce_cpu(w, request_at(w, rank, locked, cuts, half, max_iter, seed, keys), &to, nullptr,
+                  rows_of(certificates));
+  return certificates;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
                                                          int64_t block, bool gram, bool wide, bool half,
                                                          std::optional<double> tol, int64_t max_iter, int64_t seed,
@@ -191,6 +203,9 @@ STABLE_TORCH_LIBRARY(laser_kernels, m) {
       "wide, bool half, float? tol, "
       "int max_iter, int seed, int[] keys) -> Tensor");
   m.def(
+      "low_rank_at(Tensor weight, Tensor(a!) out, int rank, int locked, float[] sigma, bool half, int max_iter, int "
+      "seed, int[] keys) -> Tensor");
+  m.def(
       "truncated_svd(Tensor weight, int rank, str route, int block, bool gram, bool wide, bool half, float? "
       "tol, int max_iter, "
       "int seed, int[] keys) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -205,5 +220,6 @@ STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CPU, m) {
   m.impl("count_eigenvalues", TORCH_BOX(&laser::ops::count_eigenvalues));
   m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
   m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
+  m.impl("low_rank_at", TORCH_BOX(&laser::ops::low_rank_at));
   m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));
 }

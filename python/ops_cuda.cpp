@@ -169,6 +169,19 @@ Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string rout
   return certificates;
 }
 
+Tensor low_rank_at(const Tensor& weight, Tensor out, int64_t rank, int64_t locked, std::vector<double> sigma, bool half,
+                   int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+  const Weight w = check_weight("low_rank_at", "weight", weight);
+  const Weight to = check_weight("low_rank_at", "out", out);
+  check_same("low_rank_at", weight, out);
+  const std::vector<Cut> cuts = check_cuts(w, rank, locked, sigma);
+  const Request r = request_at(w, rank, locked, cuts, half, max_iter, seed, keys);
+  const LentCuda lent(weight);
+  Tensor certificates = empty(weight, {w.count, kCertificateColumns}, ScalarType::Double);
+  rank_reduce_cuda(lent.context, w, r, &to, nullptr, rows_of(certificates));
+  return certificates;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
                                                          int64_t block, bool gram, bool wide, bool half,
                                                          std::optional<double> tol, int64_t max_iter, int64_t seed,
@@ -198,5 +211,6 @@ STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CUDA, m) {
   m.impl("count_eigenvalues", TORCH_BOX(&laser::ops::count_eigenvalues));
   m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
   m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
+  m.impl("low_rank_at", TORCH_BOX(&laser::ops::low_rank_at));
   m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));
 }

@@ -153,6 +153,11 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
     }
   }
 
+  std::vector<Cut> cuts;
+  for (int64_t b = 0; request.cuts && b < count; ++b) {
+    const Cut& cut = (*request.cuts)[first + b];
+    cuts.push_back({std::ldexp(cut.level, -2 * exponent[b]), std::ldexp(cut.edge, -2 * exponent[b])});
+  }
   const double eps = std::numeric_limits<T>::epsilon();
   const double unit_eps = input_eps(w.dtype);
   const SvdProblem problem{count,
@@ -167,7 +172,9 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
                            request.max_iter,
                            {request.tol, eps, certificate::kNoise * eps, kFloor * unit_eps},
                            request.seed,
-                           request.keys->data() + first};
+                           request.keys->data() + first,
+                           request.cuts ? cuts.data() : nullptr,
+                           request.locked};
   const int64_t r = request.rank, m = a.rows, n = a.cols;
   Memory<T> results(count * (m + n) * r);
   const SvdResult<T> result{Block<T>::dense(results.get(), count, m, r),

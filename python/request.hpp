@@ -38,4 +38,29 @@ inline Request request(const char* op, const Weight& w, int64_t rank, const std:
   return {kind, rank, block, gram, wide, half, tol.value_or(-1.0), max_iter, uint64_t(seed), &keys};
 }
 
+// The cuts of low_rank_at: two singular values per matrix.
+inline std::vector<Cut> check_cuts(const Weight& w, int64_t rank, int64_t locked, const std::vector<double>& sigma) {
+  STD_TORCH_CHECK(locked >= 1 && locked < rank,
+                  "[laser_kernels::low_rank_at] locked must be in 1..rank - 1 = ", rank - 1, "; got ", locked);
+  STD_TORCH_CHECK(int64_t(sigma.size()) == 2 * w.count, "[laser_kernels::low_rank_at] sigma must hold two numbers per ",
+                  "matrix (", 2 * w.count, "); got ", sigma.size());
+  std::vector<Cut> cuts;
+  for (int64_t b = 0; b < w.count; ++b) {
+    const double level = sigma[2 * b], edge = sigma[2 * b + 1];
+    STD_TORCH_CHECK(level > edge && edge > 0, "[laser_kernels::low_rank_at] sigma of matrix ", b,
+                    " must be positive and fall; got ", level, ", ", edge);
+    cuts.push_back({level * level, edge * edge});
+  }
+  return cuts;
+}
+
+inline Request request_at(const Weight& w, int64_t rank, int64_t locked, const std::vector<Cut>& cuts, bool half,
+                          int64_t max_iter, int64_t seed, const std::vector<int64_t>& keys) {
+  const bool wide = w.dtype == Dtype::kFloat64;
+  Request r = request("low_rank_at", w, rank, "spectral", rank, true, wide, half, {}, max_iter, seed, keys);
+  r.cuts = &cuts;
+  r.locked = locked;
+  return r;
+}
+
 }  // namespace laser

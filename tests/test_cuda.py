@@ -151,6 +151,25 @@ def test_without_a_tolerance_the_op_can_be_captured(dtype):
     assert torch.equal(out, expected) and torch.equal(captured, rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_given_cuts_spectral_can_be_captured(dtype):
+    a, rank, locked = stack(2, 600, 400, dtype=dtype), 200, 190
+    sigma = torch.linalg.svdvals(a.double())
+    cuts = torch.stack([(sigma[:, locked - 1] * sigma[:, locked]).sqrt(), sigma[:, rank - 1]], dim=1).flatten().tolist()
+    arguments = (rank, locked, cuts, True, 8, 0, [0, 1])
+    expected, out = torch.empty_like(a), torch.empty_like(a)
+    rows = L.low_rank_at(a, expected, *arguments)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = L.low_rank_at(a, out, *arguments)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected) and torch.equal(captured, rows)
+    for one, x in zip(a, out, strict=True):
+        assert residual(one, x) <= residual_bound(one, rank, 1e-3) + 2**-9 * norm(x) * (dtype == torch.bfloat16)
+
+
 def test_out_of_memory_splits_the_batch():
     """About 12 MB of scratch for each of 16 matrices, and 120 MB for all."""
     a = torch.randn(16, 2048, 2048, device="cuda")

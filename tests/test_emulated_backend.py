@@ -78,8 +78,8 @@ def truncated_svd(emu, weight, rank, **options):
 
 
 def observed(emu):
-    """What the last call did: dense solver calls, allocations, most bytes at a time."""
-    out = torch.zeros(3, dtype=torch.int64)
+    """What the last call did: dense solver calls, allocations, most bytes at a time, steps that involve the host."""
+    out = torch.zeros(4, dtype=torch.int64)
     emu.library.emu_observed(emu._convert(out))
     return out.tolist()
 
@@ -212,6 +212,7 @@ def test_a_bad_matrix_is_named_and_nothing_is_written(emu, bad):
 def test_without_a_tolerance_nothing_comes_to_the_host_and_max_iter_is_done(emu, dtype):
     stack = torch.stack([llm_like(60, 40, i) * 2.0 ** (50 * i) for i in range(2)]).to(dtype)
     out, rows = low_rank(emu, stack, 5, tol=None, max_iter=6)
+    assert observed(emu)[3] == 0
     few, _ = low_rank(emu, stack, 5, tol=None, max_iter=1)
     for a, x, y, row in zip(stack, out, few, rows, strict=True):
         assert (row["status"], row["iterations"]) == (Status.UNCERTIFIED, 6)

@@ -44,12 +44,15 @@ def test_prepare_loses_no_nan_and_keeps_its_neighbours(emu, bad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_load_scales_by_a_power_of_two(emu, dtype):
+def test_load_scales_by_a_power_of_two_and_cuts_into_slices(emu, dtype):
     a = torch.randn(2, 9, 33, dtype=torch.float64).to(dtype)
-    out, rounded = torch.zeros(2, 9, 33, dtype=torch.float64), torch.zeros(2, 9, 33, dtype=torch.bfloat16)
-    emu.call("emu_load", a, DTYPES[dtype], 2, 9, 33, 9 * 33, 33, 5, out, rounded)
+    slices = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3, torch.float64: 1}[dtype]
+    out, cut = torch.zeros(2, 9, 33, dtype=torch.float64), torch.zeros(slices, 2, 9, 33, dtype=torch.bfloat16)
+    emu.call("emu_load", a, DTYPES[dtype], 2, 9, 33, 9 * 33, 33, 5, out, slices, cut)
     assert torch.equal(out, a.double() / 32)
-    assert torch.equal(rounded, (a.double() / 32).to(torch.bfloat16))
+    assert torch.equal(cut[0], (a.float() / 32).to(torch.bfloat16))
+    if dtype != torch.float64:
+        assert torch.equal(cut.double().sum(0), out)
 
 
 @pytest.mark.parametrize("count, n, cols", [(1, 1, 1), (3, 35, 9), (300, 5, 4)])

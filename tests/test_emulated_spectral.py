@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from test_emulated_backend import keeps_the_contract, low_rank, truncated_svd
+from test_emulated_backend import DTYPES, keeps_the_contract, low_rank, observed, truncated_svd
 
+from laser_kernels.ops import CERTIFICATE
 from laser_kernels.status import Status
-from laser_kernels.testing import gaussian, llm_like, optimal_residual, orthonormality_bound, with_spectrum
+from laser_kernels.testing import (
+    gaussian,
+    llm_like,
+    optimal_residual,
+    orthonormality_bound,
+    residual,
+    with_spectrum,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -48,6 +56,25 @@ def test_factors_of_a_wide_matrix(emu):
     assert torch.linalg.vector_norm(s[0] - exact) <= 0.05 * exact[-1]
     residual = torch.linalg.matrix_norm(a - (u * s[:, None]) @ vh).item()
     assert residual <= (1 + 1e-3) * optimal_residual(a, 50)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_given_cuts_need_no_host(emu, dtype):
+    """A graph can hold it: nothing waits, and nothing is copied to or from the host."""
+    m, n, rank, locked = 150, 120, 60, 50
+    a = torch.stack([llm_like(m, n, 1).double(), gaussian(m, n, 2) / 9]).to(dtype)
+    sigma = torch.linalg.svdvals(a.double())
+    cuts = torch.stack([sigma[:, locked - 1] * sigma[:, locked], sigma[:, rank - 1] ** 2], dim=1)
+    out, rows = torch.full_like(a, -7), torch.full((2, len(CERTIFICATE)), -7.0, dtype=torch.float64)
+    half = dtype != torch.float64
+    emu.call("emu_low_rank_at", a, DTYPES[dtype], 2, m, n, out, rank, locked, cuts, half, 8, 0, torch.arange(2), rows)
+    assert observed(emu)[0] == observed(emu)[3] == 0
+    for x, y, row in zip(a, out, rows.tolist(), strict=True):
+        row = dict(zip(CERTIFICATE, row, strict=True))
+        assert row["status"] == Status.UNCERTIFIED
+        excess = row["unrounded"] / optimal_residual(x, rank) - 1
+        print(f"{dtype}: excess {excess:.1e}")
+        assert row["residual"] == pytest.approx(residual(x, y), rel=1e-3) and -1e-6 < excess <= 1e-3
 
 
 def test_eigenvalues_are_counted(emu):

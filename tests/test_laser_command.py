@@ -95,7 +95,7 @@ def test_prompts_default_to_the_facts(folder):
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     trial = Trial("mine", (Intervention("fc_in", 1, 9),), 0.5, 1.0)
     with pytest.raises(ImportError, match=r"laser-kernels\[search\]"):
         heat_map(Findings({"mine": Scores(0.5, 1.0)}, [trial]), "mine", tmp_path / "a.png")

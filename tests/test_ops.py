@@ -15,6 +15,8 @@ LIBRARY = Path(lk.__file__).parent / "liblaser_cpu.so"
 ROUTE = ("randomized", 9, False, False, False, 1e-3, 64, 0, [0, 1])
 STACK = torch.stack([llm_like(24, 16, 1), llm_like(24, 16, 2)])
 
+CUTS = [sigma for s in torch.linalg.svdvals(STACK).tolist() for sigma in ((s[5] * s[6]) ** 0.5, s[8])]
+
 SAMPLES = {
     "prepare": (STACK,),
     "sketch": (STACK, 5, 0, [0, 1]),
@@ -24,6 +26,7 @@ SAMPLES = {
     "count_eigenvalues": (STACK.mT @ STACK, [0.5, 2.0]),
     "reconstruct": (STACK[:, :, :3].contiguous(), STACK[:, :16, :3].contiguous(), STACK, torch.empty_like(STACK)),
     "low_rank": (STACK, torch.empty_like(STACK), 4, *ROUTE),
+    "low_rank_at": (STACK, torch.empty_like(STACK), 9, 6, CUTS, False, 8, 0, [0, 1]),
     "truncated_svd": (STACK, 4, *ROUTE),
 }
 
@@ -79,6 +82,14 @@ def test_op_errors_name_op_argument_and_what_came():
         L.prepare(STACK.mT)
     with pytest.raises(RuntimeError, match="route must be randomized, spectral, gram_eigh or full_svd; got magic"):
         L.low_rank(STACK, STACK, 4, "magic", *ROUTE[1:])
+    for locked, sigma, what in (
+        (9, CUTS, "locked must be in 1..rank - 1 = 8; got 9"),
+        (6, CUTS[:2], "sigma must hold two numbers per matrix .4.; got 2"),
+        (6, [2.0, 1.0, 1.0, 2.0], "sigma of matrix 1 must be positive and fall; got 1, 2"),
+        (6, [2.0, float("nan"), 2.0, 1.0], "sigma of matrix 0 must be positive and fall; got 2, nan"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"low_rank_at\] {what}"):
+            L.low_rank_at(STACK, STACK, 9, locked, sigma, False, 8, 0, [0, 1])
     with pytest.raises(RuntimeError, match="block must be in rank"):
         L.truncated_svd(STACK, 4, "randomized", 3, *ROUTE[2:])
     with pytest.raises(RuntimeError, match="float32, float64, bfloat16 or float16"):

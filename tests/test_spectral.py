@@ -171,6 +171,47 @@ def test_without_a_tolerance_it_is_uncertified_and_close():
     assert residual(a, x) <= 1.01 * optimal_residual(a, 80)
 
 
+def at_cuts(a, rank, locked, cuts, half=False, max_iter=8):
+    out = torch.full_like(a, -7)
+    sigma = [value for cut in cuts for value in cut]
+    rows = torch.ops.laser_kernels.low_rank_at(a, out, rank, locked, sigma, half, max_iter, 0, list(range(len(a))))
+    return out, [dict(zip(ops.CERTIFICATE, row, strict=True)) for row in rows.tolist()]
+
+
+def cuts_of(a, rank, locked):
+    """A level between two singular values, and the smallest wanted one."""
+    sigma = torch.linalg.svdvals(a.double())
+    return [((s[locked - 1] * s[locked]).sqrt().item(), s[rank - 1].item()) for s in sigma]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_given_cuts_it_does_not_search(half, smollm2):
+    real = min(smollm2.values(), key=torch.Tensor.numel)
+    for a in (real, gaussian(300, 200, 5).float() * 1e12, llm_like(200, 300).bfloat16()):
+        rank = min(a.shape) // 2
+        locked = rank - window(min(a.shape))
+        out, (row,) = at_cuts(a[None], rank, locked, cuts_of(a[None], rank, locked), half)
+        assert row["status"] == Status.UNCERTIFIED
+        excess = row["unrounded"] / optimal_residual(a, rank) - 1
+        print(f"excess {excess:.1e}")
+        assert row["residual"] == pytest.approx(residual(a, out[0]), rel=1e-3) and -1e-6 < excess <= 1e-3
+
+
+def test_wrong_cuts_cost_accuracy_and_the_residual_says_so():
+    a = llm_like(200, 160)
+    rank, locked = 80, 72
+    tail = optimal_residual(a, rank)
+    sigma = torch.linalg.svdvals(a.double())
+    for shift in (-12, -4, 4, 12):
+        level, edge = (sigma[locked + shift].item(), sigma[rank + shift].item())
+        out, (row,) = at_cuts(a[None], rank, locked, [(level, edge)])
+        print(f"{shift:+}: excess {row['unrounded'] / tail - 1:.1e}")
+        assert row["status"] == Status.UNCERTIFIED
+        assert row["residual"] == pytest.approx(residual(a, out[0]), rel=1e-3)
+        assert torch.linalg.matrix_rank(out[0].double(), rtol=1e-5) == rank
+        assert -1e-6 <= row["unrounded"] / tail - 1 <= 0.2
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_the_bound_holds_on_random_spectra(half):
     """Steps, clusters and spikes; a certificate without a factor of safety fails once in 2000 of these."""

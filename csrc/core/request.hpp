@@ -10,6 +10,12 @@
 
 namespace laser {
 
+// Where a spectrum is cut: eigenvalues of A^T A.
+struct Cut {
+  double level;  // between the locked-th and the next
+  double edge;   // about the rank-th
+};
+
 enum class RouteKind { kRandomized, kSpectral, kGramEigh, kFullSvd };
 
 struct Request {
@@ -23,6 +29,9 @@ struct Request {
   int64_t max_iter;
   uint64_t seed;
   const std::vector<int64_t>* keys;  // one per matrix
+  // SPECTRAL without its search (SvdProblem::cuts), of the weights as they are; null: with it.
+  const std::vector<Cut>* cuts = nullptr;
+  int64_t locked = 0;
 };
 
 // One row of the certificate tensor, in this order (laser_kernels/ops.py names the columns).

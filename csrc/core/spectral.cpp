@@ -16,6 +16,8 @@
 //                                            the window of d: eigenvalues near t_1, which the sign cannot resolve, fall
 //                                            to Q or to V; either will do
 //
+// Where the cut is given (SvdProblem::cuts), 3 to 5 run once: nothing is searched, certified, or read by the host.
+//
 // Rounding in 1 to 3 turns Q: a component s on a dropped eigenvector j costs s^2 (lambda_i - lambda_j). Step 6 sees it
 // and multiplies it by (lambda_j - theta/2) / (lambda_i - theta/2). So products of one bfloat16 operand pair serve in
 // 1 to 3, and are followed by better ones only where the certificate asks.
@@ -137,7 +139,9 @@ double cubes(const Block<T>& a, const Block<T>& b, int64_t n) {
   return double(a.rows) / double(n) * double(a.cols) / double(n) * double(b.cols) / double(n);
 }
 
-int64_t most_wanted(const SvdProblem& p) { return std::min(p.rank, kMostWindows * window_of(p)); }
+int64_t most_wanted(const SvdProblem& p) {
+  return p.cuts ? p.rank - p.locked : std::min(p.rank, kMostWindows * window_of(p));
+}
 
 template <typename T>
 struct Workspace {
@@ -271,9 +275,7 @@ struct Completion {
 
   // Step 5. False where it failed; progress says how.
   bool top_up() {
-    project();
-    deflate();
-    la.trace(rest, ws.energy);
+    find_rest();
     const double share = first(ws.energy) / norm2;
     if (!(share > p.tolerance.noise)) {  // nothing but rounding is left
       progress.status = Status::kPrecision;
@@ -289,11 +291,23 @@ struct Completion {
     if (progress.status != Status::kOk && progress.status != Status::kUncertified) {
       return false;
     }
-    multiply(v.transposed(), q, turned);  // rest has q in its null space to rounding only
+    settle();
+    return true;
+  }
+
+  // What G has outside Q, and its energy.
+  void find_rest() {
+    project();
+    deflate();
+    la.trace(rest, ws.energy);
+  }
+
+  // v <- orth( (I - Q Q^T) v ): rest has q in its null space to rounding only.
+  void settle() {
+    multiply(v.transposed(), q, turned);
     multiply(q, turned.transposed(), u);
     la.add(-1, u, 1, v);
     la.orthonormalize(v, gram, factor, kPasses);
-    return true;
   }
 
   // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks, at most. Infinite where an eigenvalue of
@@ -302,31 +316,37 @@ struct Completion {
     multiply(v.transposed(), r, turned);
     multiply(v, turned, s);
     la.add(-1, s, 1, r);
-    if (!divide(cut, f)) {
+    divide(cut, f);
+    if (first(ws.sums) != 0) {
       return std::numeric_limits<double>::infinity();
     }
     multiply(r, f.transposed(), s);
     return norm_of(s) / cut;
   }
 
-  // inverse <- L^-1, L L^T = h/level - I. False where that is not positive definite.
-  bool divide(double level, Block<T> inverse) {
+  // inverse <- L^-1, L L^T = h/level - I. ws.sums: not 0 where that is not positive definite.
+  void divide(double level, Block<T> inverse) {
     const double scale = 1 / level, shift = -1;
     la.affine(h, &scale, &shift, w);
     la.inverse_factor(w, inverse, ws.sums);
     products += std::pow(double(locked) / double(n), 3) / 3;
-    return first(ws.sums) == 0;
   }
 
-  // q <- orth( q + r (h - level I)^-1 ). False where h reaches down to the level.
-  bool correct(double level) {
-    if (!divide(level, f)) {
-      return false;
-    }
+  // q <- orth( q + r (h - level I)^-1 ), f being divide's.
+  void turn(double level) {
     multiply(r, f.transposed(), s);
     multiply(s, f, r);
     la.add(1 / level, r, 1, q);
     la.orthonormalize(q, h, f, kPasses);
+  }
+
+  // False where h reaches down to the level.
+  bool correct(double level) {
+    divide(level, f);
+    if (first(ws.sums) != 0) {
+      return false;
+    }
+    turn(level);
     return true;
   }
 
@@ -359,11 +379,17 @@ struct Completion {
     return norm_of(back) <= std::pow(kDefect * p.tolerance.eps, 2) * double(n) * norm_of(z);
   }
 
-  // False where the basis was spoiled.
-  bool deliver() {
+  // The basis [Q V] in out.right.
+  Block<T> join() {
     const Block<T> right = out.right.matrix(b);
     la.copy(q, right.first_columns(locked));
     la.copy(v, right.columns(locked, wanted));
+    return right;
+  }
+
+  // False where the basis was spoiled.
+  bool deliver() {
+    const Block<T> right = join();
     if (!orthonormal(right)) {
       return false;
     }
@@ -372,7 +398,18 @@ struct Completion {
     return true;
   }
 
-  // edge: about lambda_r.
+  // edge: about lambda_r. Nothing is read and nothing judged; out.progress is the top-up's.
+  void run_blind(Precision precision, double edge) {
+    lock(precision);
+    project();
+    divide(edge / 2, f);
+    turn(edge / 2);
+    find_rest();
+    randomized_on(la, top_up_of(p, b, wanted, 1, ws.energy), rest, ws.loop, {{}, v, out.progress + b});
+    settle();
+    la.forward(join(), out.left.matrix(b), Precision::kFull);
+  }
+
   Progress run(Precision precision, double edge) {
     lock(precision);
     project();
@@ -453,15 +490,20 @@ struct Projection {
     return some;
   }
 
-  // T of the selected matrices in ws.t. A matrix fails where G/mu + I is not positive definite to rounding.
-  void squeeze(Precision precision) {
-    std::vector<double> one(p.count, 1.0), minus_two(p.count, -2.0), inverse(p.count), failed(p.count);
+  // T of the selected matrices in ws.t. ws.sums: not 0 where G/mu + I is not positive definite to rounding.
+  void transform(Precision precision) {
+    std::vector<double> one(p.count, 1.0), minus_two(p.count, -2.0), inverse(p.count);
     std::transform(mu.begin(), mu.end(), inverse.begin(), [](double m) { return 1 / m; });
     la.affine(ws.g, inverse.data(), one.data(), ws.x);
     la.inverse_factor(ws.x, ws.y, ws.sums);
     spend(1.0 / 3);
     multiply(ws.y.transposed(), ws.y, ws.x, precision);
     la.affine(ws.x, minus_two.data(), one.data(), ws.t);
+  }
+
+  void squeeze(Precision precision) {
+    std::vector<double> failed(p.count);
+    transform(precision);
     la.read(ws.sums, failed);
     for (int64_t b : selected) {
       if (failed[b] != 0) {
@@ -554,10 +596,9 @@ struct Projection {
     }
   }
 
-  // Step 3 on the selected matrices: S in ws.x, which errs by `error` outside the window. Returns how many eigenvalues
-  // it found above the level, for all.
-  std::vector<double> project(Precision precision, double error) {
-    std::vector<double> scale(p.count), shift(p.count), count(p.count);
+  // Step 3 on the selected matrices: S in ws.x, which errs by `error` outside the window.
+  void sign(Precision precision, double error) {
+    std::vector<double> scale(p.count), shift(p.count);
     double low = 1;
     for (int64_t b : selected) {
       scale[b] = 1 / ((1 + std::abs(level[b])) * kMargin);
@@ -572,6 +613,12 @@ struct Projection {
       multiply(ws.x, ws.z, ws.y, precision);
       la.add_symmetric(0.5, ws.y, step.a, ws.x);
     }
+  }
+
+  // sign(), and how many eigenvalues it found above the level, for all matrices.
+  std::vector<double> project(Precision precision, double error) {
+    std::vector<double> count(p.count);
+    sign(precision, error);
     la.trace(ws.x, ws.sums);
     la.read(ws.sums, count);
     for (double& c : count) {
@@ -649,6 +696,23 @@ struct Projection {
     return found;
   }
 
+  // Steps 3 to 5 once, with the cuts that are given.
+  void run_blind() {
+    const Precision precision = policy_of(p).first;
+    la.weight_gram(ws.g);
+    for (int64_t b = 0; b < p.count; ++b) {
+      mu[b] = p.cuts[b].level;  // which T sends to 0
+      resolved[b] = kResolved * (mu[b] - p.cuts[b].edge) / (mu[b] + p.cuts[b].edge);
+    }
+    selected = running();
+    transform(precision);
+    sign(precision, kSignError);
+    for (int64_t b : selected) {
+      const std::unique_ptr<Linalg<T>> one = la.only(b);
+      Completion<T>(*one, p, ws, out, b, p.locked, 1, products[b]).run_blind(precision, p.cuts[b].edge);
+    }
+  }
+
   void run() {
     const Policy policy = policy_of(p);
     search(policy.first);
@@ -677,7 +741,8 @@ ScratchSize spectral_scratch(const SvdProblem& p) {
 
 template <typename T>
 void spectral(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out) {
-  Projection<T>(la, p, scratch, out).run();
+  Projection<T> projection(la, p, scratch, out);
+  p.cuts ? projection.run_blind() : projection.run();
 }
 
 namespace {

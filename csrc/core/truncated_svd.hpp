@@ -6,6 +6,7 @@
 
 #include "core/certificate.hpp"
 #include "core/linalg.hpp"
+#include "core/request.hpp"
 
 namespace laser {
 
@@ -22,6 +23,9 @@ struct SvdProblem {
   Tolerance tolerance;
   uint64_t seed;
   const int64_t* keys;  // count, on the host
+  // SPECTRAL with its search done before: count, on the host, in the scale of A. Null: it searches, and certifies.
+  const Cut* cuts = nullptr;
+  int64_t locked = 0;
 };
 
 // A_r = left right^T: right (count, n, r) orthonormal, left = A right (count, m, r); but for SPECTRAL, columns nearly

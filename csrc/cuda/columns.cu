@@ -39,6 +39,11 @@ cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t p
 }
 
 template <typename T>
+cudaError_t add_columns(Block<const T> from, int parts, Block<T> to, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, to.rows, to.cols, AddColumns<T>{from, parts, to}, stream);
+}
+
+template <typename T>
 cudaError_t mirror(Block<T> g, Selection sel, cudaStream_t stream) {
   const int64_t tiles = parts(g.rows, 32);
   return launch(mirror_kernel<T>, dim3(unsigned(sel.count * tiles * tiles)), dim3(256), 0, stream, g, tiles, sel);
@@ -96,6 +101,7 @@ cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream
 #define LASER_INSTANTIATE(T)                                                                                      \
   template cudaError_t copy(Block<const T>, Block<T>, Selection, cudaStream_t);                                   \
   template cudaError_t slice(Block<const T>, Block<BFloat16>, int, int64_t, Selection, cudaStream_t);             \
+  template cudaError_t add_columns(Block<const T>, int, Block<T>, Selection, cudaStream_t);                       \
   template cudaError_t mirror(Block<T>, Selection, cudaStream_t);                                                 \
   template cudaError_t chebyshev(Block<const T>, Block<const T>, const Progress*, int, Block<T>, Selection,       \
                                  cudaStream_t);                                                                   \

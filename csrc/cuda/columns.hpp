@@ -13,10 +13,14 @@ namespace laser {
 template <typename T>
 cudaError_t copy(Block<const T> from, Block<T> to, Selection sel, cudaStream_t stream);
 
-// to[k], k = 0 .. slices - 1: from = to[0] + to[1] + ... to 8 slices significant bits; to[k] at to.data + k * part.
+// The slices of from (slices.hpp), the k-th at to.data + k * part.
 template <typename T>
 cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t part, Selection sel,
                   cudaStream_t stream);
+
+// to = the sum of the `parts` blocks that lie side by side in from, the last ones first.
+template <typename T>
+cudaError_t add_columns(Block<const T> from, int parts, Block<T> to, Selection sel, cudaStream_t stream);
 
 // g(i, j) = g(j, i) for i < j, square g.
 template <typename T>

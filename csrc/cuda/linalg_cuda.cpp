@@ -72,9 +72,9 @@ E* LinalgCuda<T>::room(const CudaContext& context, DeviceArray<E>& scratch, int6
 template <typename T>
 int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
   const int64_t sliced = rows * block + (block >= kSlicedSide ? block * block : 0);
-  const int64_t slices = std::is_same_v<T, float> ? kAllSlices * sliced * int64_t(sizeof(BFloat16)) : 0;
-  return slices + rows * block * int64_t(sizeof(T)) + 8 * (column_partials(rows, block, 1) + block + 64) +
-         8 * normalize_partials(rows, block, 1);
+  const int64_t slices = kAllSlices * (sliced * int64_t(sizeof(BFloat16)) + rows * block * int64_t(sizeof(T)));
+  return (std::is_same_v<T, float> ? slices : 0) + rows * block * int64_t(sizeof(T)) +
+         8 * (column_partials(rows, block, 1) + block + 64) + 8 * normalize_partials(rows, block, 1);
 }
 
 // All slices of two operands; what inverse_factor takes.
@@ -82,6 +82,11 @@ template <typename T>
 int64_t linalg_cuda_square_bytes(int64_t n) {
   const int64_t slices = std::is_same_v<T, float> ? 2 * kAllSlices * n * n * int64_t(sizeof(BFloat16)) : 0;
   return slices + factor_elements(n) * int64_t(sizeof(T));
+}
+
+int weight_slices(Dtype dtype, int64_t side) {
+  const bool fast = side >= kSlicedSide;
+  return dtype == Dtype::kBFloat16 ? 1 : dtype == Dtype::kFloat16 ? 2 : dtype == Dtype::kFloat32 && fast ? 3 : 0;
 }
 
 template <typename T>
@@ -97,28 +102,42 @@ void LinalgCuda<T>::select(const std::vector<int64_t>& matrices) {
 
 template <typename T>
 std::unique_ptr<Linalg<T>> LinalgCuda<T>::only(int64_t b) {
-  return std::make_unique<LinalgCuda>(
-      context_, 1, Operand<T>{operand_.weight.matrix(b), operand_.rounded.matrix(b), operand_.exact});
+  return std::make_unique<LinalgCuda>(context_, 1,
+                                      Operand<T>{operand_.weight.matrix(b), operand_.slices.matrix(b), operand_.count});
 }
 
+//               b0   b1   b2        One product per slice of a, with all the slices of b that matter, side by side, so
+//            +----+----+----+       that a's are read once. Columns of `orders` that belong to b_j collect what is of
+//         a0 | 00 | 01 | 02 |       one order of magnitude, i + j; at last these are added up, smallest first.
+//         a1 |    | 10 | 11 |
+//         a2 |    |    | 20 |
 template <typename T>
-void LinalgCuda<T>::multiply_sliced(Block<const BFloat16> a, Block<const T> b, Block<T> c, int slices) {
+void LinalgCuda<T>::multiply_sliced(const Slices& a, int count, Block<const T> b, Block<T> c, int cut) {
   if constexpr (std::is_same_v<T, float>) {
-    const int64_t part = b.count * b.rows * b.cols;
-    BFloat16* data = room(context_, slices_, slices * part);
-    const Block<BFloat16> first = Block<BFloat16>::dense(data, b.count, b.rows, b.cols);
-    check(slice(b, first, slices, part, batch_.selection, context_.stream), "slice", b.count, b.rows, b.cols);
-    for (int k = 0; k < slices; ++k) {
-      const Block<const BFloat16> some = Block<BFloat16>::dense(data + k * part, b.count, b.rows, b.cols);
-      laser::multiply<BFloat16, float>(context_, a, some, c, k == 0 ? 0.0f : 1.0f, batch_);
+    const int64_t l = b.cols, all = cut * l;
+    const Block<BFloat16> side =
+        Block<BFloat16>::dense(room(context_, slices_, b.count * b.rows * all), b.count, b.rows, all);
+    check(slice(b, side.first_columns(l), cut, l, batch_.selection, context_.stream), "slice", b.count, b.rows, l);
+    if (cut == 1) {
+      laser::multiply<BFloat16, float>(context_, a[0], side, c, 0.0f, batch_);
+      return;
     }
+    const Block<T> orders = Block<T>::dense(room(context_, orders_, c.count * c.rows * all), c.count, c.rows, all);
+    for (int i = 0; i < count; ++i) {
+      const Block<const BFloat16> some = side.first_columns(all - i * l);
+      laser::multiply<BFloat16, float>(context_, a[i], some, orders.columns(i * l, all - i * l), i == 0 ? 0.0f : 1.0f,
+                                       batch_);
+    }
+    check(add_columns<T>(orders, cut, c, batch_.selection, context_.stream), "multiply", c.count, c.rows, l);
   }
 }
 
 template <typename T>
 void LinalgCuda<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
-  if (std::is_same_v<T, float> && (precision == Precision::kHalf || operand_.exact)) {
-    multiply_sliced(operand_.rounded, q, y, precision == Precision::kHalf ? 1 : kAllSlices);
+  if (std::is_same_v<T, float> && precision == Precision::kHalf) {
+    multiply_sliced(operand_.slices, 1, q, y, 1);
+  } else if (operand_.count > 0) {
+    multiply_sliced(operand_.slices, operand_.count, q, y, kAllSlices);
   } else {
     multiply(operand_.weight, q, y);
   }
@@ -126,8 +145,10 @@ void LinalgCuda<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
 
 template <typename T>
 void LinalgCuda<T>::backward(Block<const T> y, Block<T> x, Precision precision) {
-  if (std::is_same_v<T, float> && (precision == Precision::kHalf || operand_.exact)) {
-    multiply_sliced(operand_.rounded.transposed(), y, x, precision == Precision::kHalf ? 1 : kAllSlices);
+  if (std::is_same_v<T, float> && precision == Precision::kHalf) {
+    multiply_sliced(operand_.slices.transposed(), 1, y, x, 1);
+  } else if (operand_.count > 0) {
+    multiply_sliced(operand_.slices.transposed(), operand_.count, y, x, kAllSlices);
   } else {
     multiply(operand_.weight.transposed(), y, x);
   }
@@ -135,14 +156,11 @@ void LinalgCuda<T>::backward(Block<const T> y, Block<T> x, Precision precision) 
 
 template <typename T>
 void LinalgCuda<T>::weight_gram(Block<T> g) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (operand_.exact) {
-      laser::multiply<BFloat16, float>(context_, operand_.rounded.transposed(), operand_.rounded, g, 0.0f, batch_);
-      check(mirror(g, batch_.selection, context_.stream), "gram", g.count, g.rows, g.cols);
-      return;
-    }
+  if (operand_.count > 0) {
+    add_products(operand_.slices.transposed(), operand_.slices, operand_.count, kAllSlices, g, T(1), T(0));
+  } else {
+    multiply(operand_.weight.transposed(), operand_.weight, g);
   }
-  multiply(operand_.weight.transposed(), operand_.weight, g);  // slices of a whole weight would take too much memory
   check(mirror(g, batch_.selection, context_.stream), "gram", g.count, g.rows, g.cols);
 }
 
@@ -169,40 +187,40 @@ void LinalgCuda<T>::round(Block<const T> from, Block<BFloat16> to) {
 
 template <typename T>
 void LinalgCuda<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
-  multiply_sliced(a, b, c, 1);
+  multiply_sliced({a, 0}, 1, b, c, 1);
 }
 
 template <typename T>
-Block<const BFloat16> LinalgCuda<T>::sliced(Block<const T> x, int slices, BFloat16* data) {
+Slices LinalgCuda<T>::sliced(Block<const T> x, int slices, BFloat16* data) {
   const bool by_rows = x.col_stride == 1;
   const Block<const T> base = by_rows ? x : x.transposed();
+  const int64_t part = x.count * x.rows * x.cols;
   const Block<BFloat16> first = Block<BFloat16>::dense(data, base.count, base.rows, base.cols);
-  check(slice(base, first, slices, x.count * x.rows * x.cols, batch_.selection, context_.stream), "slice", x.count,
-        x.rows, x.cols);
-  return by_rows ? first : first.transposed();
+  check(slice(base, first, slices, part, batch_.selection, context_.stream), "slice", x.count, x.rows, x.cols);
+  return {by_rows ? first : first.transposed(), part};
 }
 
-// The sum of alpha a_i b_j, i + j < slices: one product, three, or six.
 template <typename T>
-void LinalgCuda<T>::multiply_slices(Block<const T> a, Block<const T> b, Block<T> c, int slices, T alpha, T beta) {
+void LinalgCuda<T>::add_products(const Slices& a, const Slices& b, int count, int orders, Block<T> c, T alpha, T beta) {
   if constexpr (std::is_same_v<T, float>) {
-    const int64_t part_a = a.count * a.rows * a.cols, part_b = b.count * b.rows * b.cols;
-    const bool same = identical(a, b), mirrored = identical(a, b.transposed());
-    const int64_t elements = part_a + (same || mirrored ? 0 : part_b);
-    BFloat16* data = room(context_, slices_, slices * elements);
-    const Block<const BFloat16> left = sliced(a, slices, data);
-    const Block<const BFloat16> right = same       ? left
-                                        : mirrored ? left.transposed()
-                                                   : sliced(b, slices, data + slices * part_a);
-    for (int i = slices - 1; i >= 0; --i) {  // the smallest first
-      for (int j = slices - 1 - i; j >= 0; --j) {
-        Block<const BFloat16> ai = left, bj = right;
-        ai.data += i * part_a;
-        bj.data += j * part_b;
-        laser::multiply<BFloat16, float>(context_, ai, bj, c, i == slices - 1 ? beta : 1.0f, batch_, alpha);
+    for (int order = std::min(orders, 2 * count - 1) - 1, first = true; order >= 0; --order) {  // the smallest first
+      for (int i = std::max(0, order - count + 1); i <= std::min(order, count - 1); ++i, first = false) {
+        laser::multiply<BFloat16, float>(context_, a[i], b[order - i], c, first ? beta : 1.0f, batch_, alpha);
       }
     }
   }
+}
+
+// One product, three, or six.
+template <typename T>
+void LinalgCuda<T>::multiply_slices(Block<const T> a, Block<const T> b, Block<T> c, int slices, T alpha, T beta) {
+  const int64_t part_a = a.count * a.rows * a.cols, part_b = b.count * b.rows * b.cols;
+  const bool same = identical(a, b), mirrored = identical(a, b.transposed());
+  const int64_t elements = part_a + (same || mirrored ? 0 : part_b);
+  BFloat16* data = room(context_, slices_, slices * elements);
+  const Slices left = sliced(a, slices, data);
+  const Slices right = same ? left : mirrored ? left.transposed() : sliced(b, slices, data + slices * part_a);
+  add_products(left, right, slices, slices, c, alpha, beta);
 }
 
 // As good as products in T: in slices where those are faster.

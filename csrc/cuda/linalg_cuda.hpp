@@ -9,17 +9,21 @@
 #include "cuda/context.hpp"
 #include "cuda/products.hpp"
 #include "cuda/selection.hpp"
+#include "cuda/slices.hpp"
 
 namespace laser {
 
-// The weights in the forms that products need. rounded: A in bfloat16, exact where `exact`, and then `weight` is not
-// needed: products in full precision slice the other operand.
+// The weights in the forms that products need: in T, or as a sum of `count` slices; where that is 0, products in full
+// precision take `weight`, and the first slice, if there is one, is A rounded to bfloat16.
 template <typename T>
 struct Operand {
   Block<const T> weight;
-  Block<const BFloat16> rounded;
-  bool exact;
+  Slices slices;
+  int count;
 };
+
+// Slices that weights of a type are given in, for work in float32; 0: as they are.
+int weight_slices(Dtype dtype, int64_t side);
 
 template <typename T>
 class LinalgCuda final : public Linalg<T> {
@@ -61,12 +65,14 @@ class LinalgCuda final : public Linalg<T> {
   // Scratch that grows and is kept.
   template <typename E>
   static E* room(const CudaContext& context, DeviceArray<E>& scratch, int64_t n);
-  // c = a b where a is in bfloat16 and b is cut into `slices` of it.
-  void multiply_sliced(Block<const BFloat16> a, Block<const T> b, Block<T> c, int slices);
-  // The first of x's slices, dense in x's orientation, at data; the k-th is k x.count x.rows x.cols further on.
-  Block<const BFloat16> sliced(Block<const T> x, int slices, BFloat16* data);
+  // c = a b where a is `count` slices and b, much narrower, is cut into `cut`; those of lesser order are left out.
+  void multiply_sliced(const Slices& a, int count, Block<const T> b, Block<T> c, int cut);
+  // x's slices, dense in x's orientation, at data.
+  Slices sliced(Block<const T> x, int slices, BFloat16* data);
   // c = alpha a b + beta c with both cut into `slices` of bfloat16; float only.
   void multiply_slices(Block<const T> a, Block<const T> b, Block<T> c, int slices, T alpha, T beta);
+  // c = the sum of alpha a_i b_j + beta c, i and j < count, i + j < orders.
+  void add_products(const Slices& a, const Slices& b, int count, int orders, Block<T> c, T alpha, T beta);
   void multiply_full(Block<const T> a, Block<const T> b, Block<T> c, T alpha, T beta);
   // w = L^-1, s = L L^T, by halves; s is overwritten. side: scratch, (n/2, n/2); work: for the smallest blocks.
   void factor_halves(Block<T> s, Block<T> w, Block<T> side, Block<T> work);
@@ -82,7 +88,7 @@ class LinalgCuda final : public Linalg<T> {
   DeviceArray<double> partials_;
   std::vector<int64_t> selected_;
   DeviceArray<BFloat16> slices_;
-  DeviceArray<T> block_, values_;
+  DeviceArray<T> block_, values_, orders_;
 };
 
 // Bytes of scratch per matrix that an object takes beyond what the driver's own scratch counts.

@@ -8,6 +8,11 @@ namespace {
 
 int64_t chunks_of(int64_t rows) { return (rows + kPrepareRows - 1) / kPrepareRows; }
 
+template <typename E>
+Scaled<E> scaled(const Weight& w, int64_t first, const Prepared* prepared) {
+  return {static_cast<const E*>(w.data) + first * w.stride, w.stride, w.row_stride, prepared + first};
+}
+
 }  // namespace
 
 int64_t prepare_partials(int64_t rows, int64_t count) { return 2 * count * chunks_of(rows); }
@@ -37,18 +42,25 @@ cudaError_t prepare(const Weight& w, bool wide, Prepared* out, double* partial, 
   });
 }
 
-template <typename To>
-cudaError_t load(const Weight& w, int64_t first, const Prepared* prepared, Block<To> out, cudaStream_t stream) {
+template <typename T>
+cudaError_t load(const Weight& w, int64_t first, const Prepared* prepared, Block<T> out, cudaStream_t stream) {
   return with_dtype(w.dtype, [&](auto element) {
     using E = decltype(element);
-    const Load<E, To> f{static_cast<const E*>(w.data) + first * w.stride, w.stride, w.row_stride, prepared + first,
-                        out};
+    const Load<E, T> f{scaled<E>(w, first, prepared), out};
+    return elementwise({nullptr, int(out.count)}, out.rows, out.cols, f, stream);
+  });
+}
+
+cudaError_t load_slices(const Weight& w, int64_t first, const Prepared* prepared, Block<BFloat16> out, int slices,
+                        int64_t part, cudaStream_t stream) {
+  return with_dtype(w.dtype, [&](auto element) {
+    using E = decltype(element);
+    const LoadSlices<E> f{scaled<E>(w, first, prepared), out, slices, part};
     return elementwise({nullptr, int(out.count)}, out.rows, out.cols, f, stream);
   });
 }
 
 template cudaError_t load(const Weight&, int64_t, const Prepared*, Block<float>, cudaStream_t);
 template cudaError_t load(const Weight&, int64_t, const Prepared*, Block<double>, cudaStream_t);
-template cudaError_t load(const Weight&, int64_t, const Prepared*, Block<BFloat16>, cudaStream_t);
 
 }  // namespace laser

@@ -6,6 +6,7 @@
 #include "core/weight.hpp"
 #include "cuda/prepare.hpp"
 #include "cuda/reduce.cuh"
+#include "cuda/slices.hpp"
 
 namespace laser {
 
@@ -93,17 +94,36 @@ __global__ void __launch_bounds__(32) prepare_finish_kernel(const double* __rest
   }
 }
 
-template <typename E, typename To>
-struct Load {
+template <typename E>
+struct Scaled {
   const E* weight;
   int64_t stride, row_stride;
   const Prepared* prepared;
-  Block<To> out;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+  __device__ double operator()(int64_t b, int64_t i, int64_t j) const {
     const double x = double(widen(weight[b * stride + i * row_stride + j]));
     const int exponent = prepared[b].exponent;
-    narrow(exponent == 0 ? x : ldexp(x, -exponent), out.at(b, i, j));
+    return exponent == 0 ? x : ldexp(x, -exponent);
+  }
+};
+
+template <typename E, typename T>
+struct Load {
+  Scaled<E> scaled;
+  Block<T> out;
+
+  __device__ void operator()(int64_t b, int64_t i, int64_t j) const { narrow(scaled(b, i, j), out.at(b, i, j)); }
+};
+
+template <typename E>
+struct LoadSlices {
+  Scaled<E> scaled;
+  Block<BFloat16> out;
+  int slices;
+  int64_t part;
+
+  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+    cut(float(scaled(b, i, j)), slices, &out.at(b, i, j), part);
   }
 };
 

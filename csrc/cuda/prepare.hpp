@@ -22,8 +22,12 @@ int64_t prepare_partials(int64_t rows, int64_t count);
 // weights of extreme size twice).
 cudaError_t prepare(const Weight& weight, bool wide, Prepared* out, double* partial, cudaStream_t stream);
 
-// out (count, rows, cols) = A[first + b] * 2^-exponent, E = float, double or BFloat16.
-template <typename E>
-cudaError_t load(const Weight& weight, int64_t first, const Prepared* prepared, Block<E> out, cudaStream_t stream);
+// out (count, rows, cols) = A[first + b] * 2^-exponent.
+template <typename T>
+cudaError_t load(const Weight& weight, int64_t first, const Prepared* prepared, Block<T> out, cudaStream_t stream);
+
+// The same, cut into `slices` (slices.hpp), the k-th at out.data + k * part. Weights of up to 32 bits.
+cudaError_t load_slices(const Weight& weight, int64_t first, const Prepared* prepared, Block<BFloat16> out, int slices,
+                        int64_t part, cudaStream_t stream);
 
 }  // namespace laser

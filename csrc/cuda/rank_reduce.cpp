@@ -63,8 +63,13 @@ SvdProblem problem_of(const Call& call, int64_t first, int64_t count, const doub
           r.max_iter,
           {r.tol, eps, certificate::kNoise * eps * sums, kFloor * input_eps(call.weight.dtype)},
           r.seed,
-          r.keys->data() + first};
+          r.keys->data() + first,
+          r.cuts ? r.cuts->data() + first : nullptr,
+          r.locked};
 }
+
+// Whether the driver multiplies weights rounded to bfloat16.
+bool multiplies_rounded(const Request& r) { return r.half && r.route == RouteKind::kRandomized && !r.gram; }
 
 // The weights of a group as products want them, with the memory of what had to be copied.
 template <typename T>
@@ -76,22 +81,22 @@ struct Loaded {
   Loaded(const Call& call, int64_t first, int64_t count) {
     const Weight& w = call.weight;
     const int64_t elements = count * w.rows * w.cols;
-    const bool half_exact = std::is_same_v<T, float> && w.dtype == Dtype::kBFloat16;
     const bool same = w.dtype == (std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32);
-    operand.exact = half_exact;
-    if (half_exact && !call.scaled) {
+    operand.count = std::is_same_v<T, float> ? weight_slices(w.dtype, call.side()) : 0;
+    if (operand.count == 1 && !call.scaled) {
       const BFloat16* data = static_cast<const BFloat16*>(w.data) + first * w.stride;
-      operand.rounded = oriented<const BFloat16>(call, {data, count, w.rows, w.cols, w.stride, w.row_stride, 1});
+      operand.slices.first = oriented<const BFloat16>(call, {data, count, w.rows, w.cols, w.stride, w.row_stride, 1});
       return;
     }
-    const bool multiplied = call.request.half && call.request.route == RouteKind::kRandomized;
-    if (half_exact || (std::is_same_v<T, float> && multiplied)) {
-      rounded = DeviceArray<BFloat16>(call.context, elements);
+    const bool multiplied = std::is_same_v<T, float> && multiplies_rounded(call.request);
+    if (const int slices = std::max(operand.count, int(multiplied))) {
+      rounded = DeviceArray<BFloat16>(call.context, slices * elements);
       const Block<BFloat16> to = Block<BFloat16>::dense(rounded.get(), count, w.rows, w.cols);
-      check(load(w, first, call.prepared, to, call.context.stream), "load", count, w.rows, w.cols);
-      operand.rounded = oriented<const BFloat16>(call, to);
+      check(load_slices(w, first, call.prepared, to, slices, elements, call.context.stream), "load", count, w.rows,
+            w.cols);
+      operand.slices = {oriented<const BFloat16>(call, to), elements};
     }
-    if (half_exact) {
+    if (operand.count > 0) {
       return;
     }
     if (same && !call.scaled) {
@@ -250,8 +255,10 @@ template <typename T>
 int64_t bytes_of_one(const Call& call) {
   const int64_t m = call.tall(), n = call.side(), r = call.request.rank, l = call.request.block;
   const SvdProblem one = problem_of<T>(call, 0, 1, nullptr);
-  const bool copied = call.scaled || !std::is_same_v<T, float> || call.weight.dtype != Dtype::kBFloat16;
-  int64_t bytes = (copied ? m * n * int64_t(sizeof(T)) + 2 * m * n : 0) + 3 * (m + n) * r * int64_t(sizeof(T));
+  const int slices = std::is_same_v<T, float> ? weight_slices(call.weight.dtype, n) : 0;
+  const bool copied = call.scaled || slices != 1;
+  const int64_t copies = slices > 0 ? 2 * slices : 2 + int64_t(sizeof(T));
+  int64_t bytes = (copied ? copies * m * n : 0) + 3 * (m + n) * r * int64_t(sizeof(T));
   ScratchSize scratch = {(m + n) * n, 2 * n};
   if (call.request.route == RouteKind::kRandomized) {
     scratch = randomized_scratch<T>(one);
@@ -293,7 +300,7 @@ void rank_reduce_cuda(const CudaContext& context, const Weight& w, const Request
   check(prepare(w, request.wide, prepared.get(), partial.get(), context.stream), "prepare", w.count, w.rows, w.cols);
   std::vector<Prepared> known;
   bool scaled = true;
-  if (request.tol >= 0 || request.route != RouteKind::kRandomized || factors) {
+  if (request.tol >= 0 || (request.route != RouteKind::kRandomized && !request.cuts) || factors) {
     known.resize(w.count);
     check(cudaMemcpyAsync(known.data(), prepared.get(), known.size() * sizeof(Prepared), cudaMemcpyDeviceToHost,
                           context.stream),

@@ -32,6 +32,7 @@ struct Policy {
   int order = 0;               // of the warps within a block, and of the blocks within a grid
   bool drop_barriers = false;  // __syncthreads() does nothing: the fault that tests must notice
   int64_t launches = 0;        // since the process began
+  int64_t host_steps = 0;      // the same: waits for a stream, and copies to or from the host, which no graph can hold
 };
 Policy& policy();
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import time
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laser_kernels import arguments
+from laser_kernels.packages import require
 
 if TYPE_CHECKING:
     from laser_kernels.bench.peers import Peer
@@ -106,11 +106,6 @@ def _writable(file: Path | None) -> None:
             pass
 
 
-def _can_draw() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--html needs matplotlib: pip install 'laser-kernels[bench]'")
-
-
 def _summary(rows: list[Row]) -> list[str]:
     """Lines about all rows together: totals of a model, exponents of growth."""
     from laser_kernels.bench.growth import curves
@@ -139,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     chosen, missing = methods(args.peers, suite, args.routes, device)
     _writable(args.out)
     if args.html:
-        _can_draw()
+        require("matplotlib", "--html", "bench")
         _writable(args.html)
 
     import torch

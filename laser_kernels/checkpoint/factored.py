@@ -15,6 +15,7 @@ from laser_kernels.architectures import Architecture, architectures, layer_of
 from laser_kernels.checkpoint.reader import Reader, read_json
 from laser_kernels.errors import CheckpointError
 from laser_kernels.factors import factor_names, shrinks
+from laser_kernels.packages import require
 from laser_kernels.selection import Selection, Target
 
 if TYPE_CHECKING:
@@ -107,10 +108,9 @@ def load_factored(folder: str | os.PathLike[str], *, dtype: Any = "auto", **opti
         CheckpointError: the folder holds no factors, they do not fit the model, or transformers has no such class.
         ImportError: transformers is missing.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("load_factored needs transformers: pip install 'laser-kernels[hf]'") from error
+    require("transformers", "load_factored", "hf")
+    import transformers
+
     from laser_kernels.low_rank_linear import LowRankLinear, replace_module
 
     path = Path(folder)

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 
 from laser_kernels.compat import accuracy, mergekit, peft
 from laser_kernels.compat.cut import seams_of
-from laser_kernels.compat.packages import require
 from laser_kernels.compat.pytorch import svd_lowrank, torchs_own
 from laser_kernels.compat.scikit_learn import randomized_svd, sklearns_own
 from laser_kernels.compat.seams import Seam, close_seam, open_seam, seam
+from laser_kernels.packages import require
 
 TOOLS = ("torch", "peft", "mergekit", "sklearn")
 SVD_LOWRANK = seam("torch.svd_lowrank", torchs_own, svd_lowrank)
@@ -23,9 +23,9 @@ def _seams(tool: str) -> tuple[Seam, ...]:
         return (SVD_LOWRANK,)
     wanted_by = f'patch("{tool}")'
     if tool == "sklearn":
-        require("sklearn", wanted_by, "scikit-learn")
+        require("sklearn", wanted_by, "tools", "scikit-learn")
         return tuple(seam(f"sklearn.utils.extmath.{f.__name__}", f, randomized_svd) for f in sklearns_own())
-    require(tool, wanted_by)
+    require(tool, wanted_by, "tools")
     cut = seams_of(peft.SITES if tool == "peft" else mergekit.SITES)
     if len(cut) == 1:
         raise ImportError(

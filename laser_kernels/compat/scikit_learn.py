@@ -13,7 +13,7 @@ from torch import Tensor
 from laser_kernels.api import truncated_svd
 from laser_kernels.arrays import to_tensor
 from laser_kernels.compat.accuracy import accepted
-from laser_kernels.compat.packages import require
+from laser_kernels.packages import require
 
 OVERSAMPLES = 10  # scikit-learn's default
 # Its defaults leave an excess of 1e-11...7e-3 on the families of laser_kernels.testing: below this where it does better.
@@ -30,7 +30,7 @@ _NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 @functools.cache
 def sklearns_own() -> tuple[Callable[..., Any], ...]:
     """scikit-learn's functions of this signature, the innermost first: estimators call that one from version 1.9 on."""
-    extmath = require("sklearn.utils.extmath", "randomized_svd", "scikit-learn")
+    extmath = require("sklearn.utils.extmath", "randomized_svd", "tools", "scikit-learn")
     found = (getattr(extmath, name, None) for name in ("_randomized_svd", "randomized_svd"))
     return tuple(f for f in found if f is not None)
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laser_kernels.packages import require
+
 if TYPE_CHECKING:
     from laser_kernels.laser.tasks import Task
     from laser_kernels.laser.verdict import Verdict
@@ -66,13 +68,9 @@ def load(folder: str, dtype: str = "float32", device: str = "cpu") -> tuple[Any,
         raise ValueError(f"{folder}: is no folder: download the model first")
     import torch
 
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise ImportError(
-            "[laser_kernels::search] transformers runs the model and is not installed here: "
-            "pip install 'laser-kernels[search]'"
-        ) from error
+    require("transformers", "search", "search")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=getattr(torch, dtype))
     return model.eval().to(device), tokenizer

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from laser_kernels.laser.tasks import Choice, NextToken, Task
+from laser_kernels.packages import require
 
 # {} is the country. The first of each is the default of the command line.
 PROMPTS: Mapping[str, tuple[str, ...]] = {
@@ -30,14 +31,9 @@ def countries() -> list[Country]:
     Raises:
         ImportError: countryinfo is missing; it names the extra that installs it.
     """
-    try:
-        from countryinfo import CountryInfo, CountryNotFoundError, all_countries
-    except ImportError as error:
-        raise ImportError(
-            "[laser_kernels::facts] country facts come from the package countryinfo >= 1.0 (Python 3.11 or later), which is "
-            "not installed here: "
-            "pip install 'laser-kernels[search]'"
-        ) from error
+    require("countryinfo", "countries", "search", "countryinfo >= 1.0 (Python 3.11 or later)")
+    from countryinfo import CountryInfo, CountryNotFoundError, all_countries
+
     found = {}
     for country in all_countries():
         assert isinstance(country, CountryInfo)

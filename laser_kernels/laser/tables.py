@@ -12,6 +12,7 @@ from laser_kernels.laser.search import Findings
 from laser_kernels.laser.statistics import Paired
 from laser_kernels.laser.trials import Trial
 from laser_kernels.laser.verdict import Verdict
+from laser_kernels.packages import require
 
 TOP = 5  # trials of a task that are printed
 
@@ -71,14 +72,10 @@ def heat_map(findings: Findings, task: str, path: str | os.PathLike[str]) -> Non
     Raises:
         ImportError: matplotlib is missing; it names the extra that installs it.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "[laser_kernels::heat_map] matplotlib draws the heat map and is not installed here: "
-            "pip install 'laser-kernels[search]'"
-        ) from error
+    require("matplotlib", "heat_map", "search")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     single = [trial for trial in findings.trials if trial.task == task]
     matrices = list(dict.fromkeys(trial.edits[-1].lname for trial in single))
     layers = sorted({trial.edits[-1].lnum for trial in single})

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from laser_kernels.packages import require
+
 if TYPE_CHECKING:
     from laser_kernels.scan.rows import Row
 
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     unfrozen = _file(args.yaml, out, f"_unfrozenparameters_{args.top_percent}percent.yaml")
     picture = _file(args.plot, out, ".png")
     if picture is not None:
-        plot.need_matplotlib()
+        require("matplotlib", "--plot", "plot")
     written = [path for path in (out, table, unfrozen, picture) if path is not None]
     device = resolve_devices(args.device)[0]
     for path in written:

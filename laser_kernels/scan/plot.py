@@ -18,14 +18,6 @@ PANELS = (
 )
 
 
-def need_matplotlib() -> None:
-    """Raises ImportError, naming the extra."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install 'laser-kernels[plot]'") from error
-
-
 def _value(stats: SpectrumStats, field: str) -> float:
     value = float(getattr(stats, field))
     return value / min(stats.shape) if field == "effective_rank" else value

@@ -149,7 +149,7 @@ class HostSolver final : public DenseSolver {
 
 // What the tests learn about a call beside its results.
 struct Observed {
-  int64_t solver_calls, allocations, most_bytes;
+  int64_t solver_calls, allocations, most_bytes, host_steps;
 } observed;
 
 // Memory that fails beyond `limit` bytes at a time, and starts as rubbish.
@@ -176,12 +176,14 @@ template <typename F>
 int with_context(int64_t memory_limit, int64_t device_bytes, size_t shared_limit, const F& f) {
   return guarded([&] {
     observed = {};
+    const int64_t before = emu::policy().host_steps;
     Arena arena{device_bytes};
     HostSolver solver;
     const CudaContext context{nullptr, &fake_cublas(), nullptr,     [&](size_t bytes) { return arena.allocate(bytes); },
                               &solver, shared_limit,   memory_limit};
     f(context);
     observed.solver_calls = solver.calls;
+    observed.host_steps = emu::policy().host_steps - before;
   });
 }
 
@@ -191,6 +193,7 @@ EMU_EXPORT void emu_observed(int64_t* out) {
   out[0] = observed.solver_calls;
   out[1] = observed.allocations;
   out[2] = observed.most_bytes;
+  out[3] = observed.host_steps;
 }
 
 // route: 0 randomized, 1 spectral, 2 gram_eigh, 3 full_svd. u null: the dense product goes to `out`. limits: bytes a
@@ -213,6 +216,26 @@ EMU_EXPORT int emu_rank_reduce(const void* weight, int64_t dtype, int64_t count,
   });
 }
 
+// cuts (count, 2): eigenvalues of A^T A.
+EMU_EXPORT int emu_low_rank_at(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols, void* out,
+                               int64_t rank, int64_t locked, const double* cuts, int64_t half, int64_t max_iter,
+                               int64_t seed, const int64_t* keys, double* certificates) {
+  return with_context(1 << 30, 0, 232448, [&](const CudaContext& context) {
+    const Weight w{weight, Dtype(dtype), count, rows, cols, rows * cols, cols};
+    Weight to = w;
+    to.data = out;
+    const std::vector<int64_t> each(keys, keys + count);
+    std::vector<Cut> at;
+    for (int64_t b = 0; b < count; ++b) {
+      at.push_back({cuts[2 * b], cuts[2 * b + 1]});
+    }
+    const bool wide = Dtype(dtype) == Dtype::kFloat64;
+    const Request request{RouteKind::kSpectral, rank,  rank, true,  wide, half != 0, -1, max_iter,
+                          uint64_t(seed),       &each, &at,  locked};
+    rank_reduce_cuda(context, w, request, &to, nullptr, reinterpret_cast<Certificate*>(certificates));
+  });
+}
+
 EMU_EXPORT int emu_orthonormalize_op(float* x, int64_t count, int64_t n, int64_t l, int64_t passes) {
   return with_context(1 << 30, 0, 232448, [&](const CudaContext& context) {
     std::vector<float> scratch(2 * count * l * l);
@@ -226,9 +249,9 @@ namespace {
 
 // f(la) with an object for `count` matrices of which index[0 .. selected - 1], or all where null, are selected.
 template <typename T, typename F>
-int with_linalg(int64_t count, const int* index, int64_t selected, const F& f) {
+int with_linalg(int64_t count, const int* index, int64_t selected, const F& f, const Operand<T>& operand = {}) {
   return with_context(1 << 30, 0, 232448, [&](const CudaContext& context) {
-    LinalgCuda<T> la(context, count);
+    LinalgCuda<T> la(context, count, operand);
     if (index) {
       la.select(std::vector<int64_t>(index, index + selected));
     }
@@ -263,6 +286,25 @@ EMU_EXPORT int emu_multiply_rounded(float* a, int64_t a_transposed, float* b, in
     la.multiply_rounded(block(a, m, k, a_transposed != 0), block(b, k, n, b_transposed != 0), block(c, m, n, false),
                         Precision(precision));
   });
+}
+
+// y (m, l) = A q, x (n, l) = A^T z, g (n, n) = A^T A, where A (m, n) comes in `slices` of bfloat16 (slices, count, m,
+// n), or of its transpose where asked.
+EMU_EXPORT int emu_weight_products(uint16_t* cut, int64_t slices, int64_t transposed, int64_t count, int64_t m,
+                                   int64_t n, int64_t l, int64_t precision, float* q, float* y, float* z, float* x,
+                                   float* g, const int* index, int64_t selected) {
+  const BFloat16* data = reinterpret_cast<const BFloat16*>(cut);
+  const Block<const BFloat16> first = transposed ? Block<const BFloat16>::dense(data, count, n, m).transposed()
+                                                 : Block<const BFloat16>::dense(data, count, m, n);
+  const Operand<float> operand{{}, {first, count * m * n}, int(slices)};
+  return with_linalg<float>(
+      count, index, selected,
+      [&](LinalgCuda<float>& la) {
+        la.forward(Block<float>::dense(q, count, n, l), Block<float>::dense(y, count, m, l), Precision(precision));
+        la.backward(Block<float>::dense(z, count, m, l), Block<float>::dense(x, count, n, l), Precision(precision));
+        la.weight_gram(Block<float>::dense(g, count, n, n));
+      },
+      operand);
 }
 
 EMU_EXPORT int emu_affine(float* x, double* scale, double* shift, float* out, int64_t count, int64_t n,

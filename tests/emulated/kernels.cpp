@@ -42,12 +42,13 @@ EMU_EXPORT int emu_prepare(const void* weight, int64_t dtype, int64_t count, int
 }
 
 EMU_EXPORT int emu_load(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols, int64_t stride,
-                        int64_t row_stride, int64_t exponent, double* out, uint16_t* rounded) {
+                        int64_t row_stride, int64_t exponent, double* out, int64_t slices, uint16_t* cut) {
   return guarded([&] {
     const Weight w{weight, Dtype(dtype), count, rows, cols, stride, row_stride};
     const std::vector<Prepared> prepared(count, Prepared{0, 0, int(exponent)});
     must(load(w, 0, prepared.data(), Block<double>::dense(out, count, rows, cols), nullptr));
-    must(load(w, 0, prepared.data(), dense<BFloat16>(rounded, count, rows, cols), nullptr));
+    must(load_slices(w, 0, prepared.data(), dense<BFloat16>(cut, count, rows, cols), int(slices), count * rows * cols,
+                     nullptr));
   });
 }
 

@@ -6,11 +6,11 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, wanted_by: str, package: str | None = None) -> ModuleType:
-    """The imported `module`.
+def require(module: str, wanted_by: str, extra: str, package: str | None = None) -> ModuleType:
+    """The imported `module` of `package` (None: of that name), which our extra `extra` brings.
 
     Raises:
-        ModuleNotFoundError: it is not installed; says which package and which extra bring it.
+        ModuleNotFoundError: it is not installed; says who wanted it, which package, and which extra.
     """
     try:
         return importlib.import_module(module)
@@ -18,7 +18,7 @@ def require(module: str, wanted_by: str, package: str | None = None) -> ModuleTy
         if error.name != module.partition(".")[0]:
             raise  # it is there, but lacks something of its own
         raise ModuleNotFoundError(
-            f"[laser_kernels::compat] {wanted_by} needs {package or module}, which is not installed: "
-            "pip install 'laser-kernels[tools]'",
+            f"[laser_kernels] {wanted_by} needs {package or module}, which is not installed: "
+            f"pip install 'laser-kernels[{extra}]'",
             name=error.name,
         ) from None
