@@ -255,10 +255,7 @@ def test_after_a_power_cut_only_synced_steps_count(interrupted, tmp_path):
     reduce(src, tmp_path / "whole")
     other_boot(dst)
     partial = dst / ".model.safetensors.partial"
-    size, header = partial.stat().st_size, 8 + int.from_bytes(partial.read_bytes()[:8], "little")
-    with open(partial, "r+b") as stream:  # what had not been synced is lost
-        stream.seek(header)
-        stream.write(bytes(size - header))
+    partial.write_bytes(bytes(partial.stat().st_size))  # what had not been synced is lost, the header too
     reduce(src, dst, resume=True)
     assert tiny.same_but_seconds(tmp_path / "whole", dst)
 
@@ -281,26 +278,56 @@ def test_steps_that_end_during_a_sync_are_not_called_safe(tmp_path, slow_disk):
     second.close()
 
 
-def test_a_failed_sync_is_told_and_can_be_resumed(tmp_path, monkeypatch):
-    src = tiny.llama(tmp_path / "a", layers=6)
+@pytest.mark.parametrize("moment", ["early", "while publish waits", "in publish"])
+def test_a_failed_sync_is_told_and_what_it_lost_is_done_again(moment, tmp_path, monkeypatch):
+    """The system drops pages that it cannot write, and tells it once."""
+    src, dst = tiny.llama(tmp_path / "a", layers=6), tmp_path / "b"
     reduce(src, tmp_path / "whole")
-    failed = []
-    real = os.fsync
+    failed, publishing = [], threading.Event()
+    real, real_publish = os.fsync, writer.Writer.publish
 
-    def full(descriptor):  # the system tells of lost pages once
-        if not failed and threading.current_thread() is not threading.main_thread():
-            failed.append(descriptor)
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
+    def fsync(descriptor):
+        here = "in publish" if threading.current_thread() is threading.main_thread() else "beside the work"
+        shard = os.readlink(f"/proc/self/fd/{descriptor}").endswith(".safetensors.partial")
+        if failed or not shard or (here == "in publish") != (moment == "in publish"):
+            return real(descriptor)
+        if moment == "while publish waits":
+            assert publishing.wait(10)
+        failed.append(here)
+        os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def publish(self, shard):
+        publishing.set()
+        real_publish(self, shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "SYNC_BYTES", 1)
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"safetensors: cannot be written \(No space left"):
-            reduce(src, tmp_path / "b")
-    assert failed and not looks_finished(tmp_path / "b")
-    reduce(src, tmp_path / "b", resume=True)
-    assert tiny.same_but_seconds(tmp_path / "whole", tmp_path / "b")
+        patch.setattr(writer, "SYNC_BYTES", 1 if moment != "in publish" else 1 << 40)
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(writer.Writer, "publish", publish)
+        with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be written \(No space left"):
+            reduce(src, dst)
+    assert failed and not looks_finished(dst)
+    reduce(src, dst, resume=True)
+    assert tiny.same_but_seconds(tmp_path / "whole", dst)
+
+
+def test_a_closed_writer_writes_nothing(tmp_path):
+    """A thread that outlives the run, after two Ctrl-C, must not hit a file that has taken over a number."""
+    with Reader(tiny.llama(tmp_path / "a")) as reader:
+        layouts = prepare(reader, Plan.from_dict(PLAN)).layouts
+    late = writer.Writer(tmp_path / "b", layouts, {})
+    late.write(0, layouts[0].size - 1, b"\0")
+    late.close()
+    before = tiny.contents(tmp_path / "b")
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    for act in (lambda: late.write(0, 100, b"\1"), lambda: late.step_done(0, 0, 1, ()), lambda: late.publish(0)):
+        with pytest.raises(RuntimeError, match="the writer is closed"):
+            act()
+    with pytest.raises(OSError):
+        late.journal.add(0, 0, ())
+    assert tiny.contents(tmp_path / "b") == before and os.fstat(other).st_size == 0
+    os.close(other)
 
 
 def test_a_partial_file_lost_before_a_second_crash_is_not_missed(interrupted, tmp_path, monkeypatch):

@@ -84,9 +84,10 @@ class Journal:
                 elif "synced" in line:
                     keys = [(line["synced"], step) for step in line["steps"]]
                     self.done.update((key, pending.pop(key)) for key in keys if key in pending)
-                elif "forgotten" in line:
-                    for steps in (self.done, pending):
-                        self._drop(steps, line["forgotten"])
+                elif "lost" in line:
+                    for key in [(line["lost"], step) for step in line["steps"]]:
+                        pending.pop(key, None)
+                        self.done.pop(key, None)
                 else:
                     pending[line["shard"], line["step"]] = line["rows"]
             if boot is not None and boot == last_boot:
@@ -129,27 +130,30 @@ class Journal:
         return sorted(self._unsynced.get(shard, ()))
 
     def synced(self, shard: int, steps: Sequence[int]) -> None:
-        """Note that these steps of a shard would survive a power cut, and make the note survive it too."""
+        """Note that these steps of a shard would survive a power cut; `flush` makes the note survive it too."""
         self._append({"synced": shard, "steps": list(steps)})
-        os.fsync(self._descriptor)
         self._unsynced.get(shard, set()).difference_update(steps)
+
+    def lost(self, shard: int, steps: Sequence[int]) -> None:
+        """Note, for good, that what these steps of a shard wrote is not there, or may not be."""
+        self._append({"lost": shard, "steps": list(steps)})
+        self.flush()
+        self._unsynced.get(shard, set()).difference_update(steps)
+        for step in steps:
+            self.done.pop((shard, step), None)
 
     def forget(self, shard: int) -> None:
         """Drop the steps of a shard whose partial file is gone."""
-        if self._drop(self.done, shard):
-            self._append({"forgotten": shard})
-        self._unsynced.pop(shard, None)
+        if steps := [step for of, step in self.done if of == shard]:
+            self.lost(shard, steps)
 
-    @staticmethod
-    def _drop(steps: dict[tuple[int, int], Rows], shard: int) -> bool:
-        """Take the steps of a shard out. Whether there were any."""
-        found = [key for key in steps if key[0] == shard]
-        for key in found:
-            del steps[key]
-        return bool(found)
+    def flush(self) -> None:
+        """Let all notes so far survive a power cut."""
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1  # its number may soon be another file's
+        os.close(descriptor)
 
     def remove(self) -> None:
         self.path.unlink()

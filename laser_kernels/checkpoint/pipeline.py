@@ -31,7 +31,7 @@ class Stopped(Exception):
 class Buffers:
     """Memory for weights in flight: `limit` bytes, or one request, or a large matrix could never start.
 
-    What comes back is lent again: touching fresh pages takes longer than reading into old ones.
+    What comes back is lent again, whole: touching fresh pages takes longer than reading into old ones.
     """
 
     def __init__(self, limit: int):
@@ -298,9 +298,9 @@ def run(
         writer.publish_if_complete(shard)
     bodies = [read, write, *(functools.partial(work, compute) for compute in computes[1:])]
     threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in bodies]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         work(computes[0])
         for thread in threads[2:]:
             thread.join()
@@ -311,6 +311,7 @@ def run(
     finally:
         stop()  # nothing is left to do, or nothing more shall be done
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it has been started
+                thread.join()
     if failures:
         raise failures[0]

@@ -197,7 +197,8 @@ def reduce_checkpoint(
             _refuse_kept(_rows(writer, work), on_nonfinite)
             computes = [compute_with(tol, seed, name, on_nonfinite) for name in workers(devices)]
             # One group in each worker's hands, one being read, one being written: more would only touch more pages.
-            limit = min((memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET, (len(computes) + 2) * GROUP_BYTES)
+            largest = max([GROUP_BYTES, *(group.nbytes for group in work.groups)])
+            limit = min((memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET, (len(computes) + 2) * largest)
             with _threads_of(writer), warnings.catch_warnings():
                 warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
                 pipeline.run(reader, writer, work.layouts, computes, limit, progress or automatic())

@@ -19,7 +19,7 @@ from laser_kernels.errors import CheckpointError
 
 CHUNK = 8 << 20
 # A thread of its own writes what has gathered through to the disk, beside the computing, so that little is left for the
-# end: at most this much work is lost when the machine goes down.
+# end: about this much work is lost when the machine goes down.
 SYNC_BYTES = 32 << 20
 SYNC_SECONDS = 20.0
 
@@ -87,7 +87,7 @@ class Writer:
         self._open: dict[int, int] = {}
         self._syncing = threading.RLock()  # held while a file is synced or closed; taken before _lock
         self._gathered = threading.Condition(self._lock)
-        self._unsynced_bytes = 0
+        self._gathered_bytes = 0
         self._closing = False
         self._failure: BaseException | None = None  # of the syncing thread
         with explained(folder):
@@ -139,15 +139,17 @@ class Writer:
 
     def _descriptor(self, shard: int) -> int:
         with self._lock:
+            self._check()
             if shard not in self._open:
                 layout, partial = self.layouts[shard], self._partial(shard)
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 fresh = not partial.exists()
                 flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if fresh else 0)
                 self._open[shard] = os.open(partial, flags, 0o644)
+                # Always: a power cut may leave the size without the header.
+                self._write(self._open[shard], 0, memoryview(layout.header))
                 if fresh:
-                    self._write(self._open[shard], 0, memoryview(layout.header))
-                    os.ftruncate(self._open[shard], layout.size)  # last: the right size means that the header is there
+                    os.ftruncate(self._open[shard], layout.size)  # from now on steps of this file may count
             return self._open[shard]
 
     @staticmethod
@@ -193,10 +195,10 @@ class Writer:
     def step_done(self, shard: int, step: int, nbytes: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Note a finished step; the shard's file gets its name with the last one, unless it must come last of all."""
         with self._lock, explained(self.journal.path):
-            self._check_syncer()
+            self._check()
             self._left[shard] -= (shard, step) not in self.journal.done
             self.journal.add(shard, step, rows)
-            self._unsynced_bytes += nbytes
+            self._gathered_bytes += nbytes
             self._gathered.notify()
         self.publish_if_complete(shard)
 
@@ -205,30 +207,50 @@ class Writer:
         try:
             while True:
                 with self._gathered:
-                    self._gathered.wait_for(lambda: self._closing or self._unsynced_bytes >= SYNC_BYTES, SYNC_SECONDS)
+                    self._gathered.wait_for(lambda: self._closing or self._gathered_bytes >= SYNC_BYTES, SYNC_SECONDS)
                     if self._closing:
                         return
-                    self._unsynced_bytes = 0
+                    self._gathered_bytes = 0
                     waiting = [shard for shard in self._open if self.journal.unsynced(shard)]
                 for shard in waiting:
-                    with explained(self._path(shard)):
-                        self._sync(shard)
-        except BaseException as error:  # the system tells of a failed write once: here
-            self._failure = error
+                    self._sync(shard)
+        except BaseException as error:
+            self._failure = self._failure or error
 
-    def _check_syncer(self) -> None:
+    def _check(self) -> None:
+        """Raise what the syncing thread met, or that nothing may be written any more."""
         if self._failure is not None:
             raise self._failure
+        if self._closing:
+            raise RuntimeError(f"{self.folder}: the writer is closed")
 
     def _sync(self, shard: int) -> None:
         """Write a shard through to the disk if it is open, and note which steps that makes safe."""
         with self._syncing:
             with self._lock:
+                self._check()
                 descriptor, steps = self._open.get(shard), self.journal.unsynced(shard)
-            if descriptor is not None:
-                os.fsync(descriptor)
+            if descriptor is None:
+                return
+            try:
+                with explained(self._path(shard)):
+                    os.fsync(descriptor)
+            except CheckpointError as error:
+                self._lose(shard, descriptor, error)
+                raise
+            with explained(self.journal.path):
                 with self._lock:
                     self.journal.synced(shard, steps)
+                self.journal.flush()
+
+    def _lose(self, shard: int, descriptor: int, error: CheckpointError) -> None:
+        """A sync has failed: the system tells that once, and may have dropped any page that was not yet on the disk."""
+        with self._lock:
+            self._failure = error
+            try:
+                self.journal.lost(shard, self.journal.unsynced(shard))
+            except OSError:
+                os.ftruncate(descriptor, 0)  # a partial file of the wrong size does not count
 
     def publish_if_complete(self, shard: int) -> None:
         """Give a shard its name if it is whole and its name does not make the checkpoint."""
@@ -243,7 +265,6 @@ class Writer:
             self._descriptor(shard)  # an earlier run may have written all of it
             with self._syncing:
                 self._sync(shard)
-                self._check_syncer()
                 with self._lock:
                     os.close(self._open.pop(shard))
             os.rename(self._partial(shard), self._path(shard))
@@ -298,8 +319,10 @@ class Writer:
         with self._gathered:
             self._closing = True
             self._gathered.notify()
-        self._syncer.join()
-        self._close_files()
+        try:
+            self._syncer.join()
+        finally:
+            self._close_files()
 
     def _close_files(self) -> None:
         with self._lock:
