@@ -125,7 +125,7 @@ def rates_of(problem: Problem) -> Rates:
     """The row of RATES; a GPU that has none is taken for a Hopper, another device for a CPU."""
     fallback = RATES["cuda", "9.0"] if problem.device == "cuda" else _CPU
     rates = RATES.get((problem.device, problem.capability), fallback)
-    sliced = problem.dtype != "float32" or min(problem.rows, problem.cols) >= SLICED
+    sliced = problem.tol != 0 and (problem.dtype != "float32" or min(problem.rows, problem.cols) >= SLICED)
     if problem.device == "cuda" and problem.dtype in _SLICE_PRODUCTS and sliced:
         full, gram = _SLICE_PRODUCTS[problem.dtype]
         return rates._replace(flops=rates.flops * rates.half / full, half=float(full), gram=gram / full)
@@ -185,14 +185,16 @@ def _randomized_seconds(
 ) -> float:
     """Per matrix of the batch."""
 
-    def product(rows: int, inner: int, cols: int) -> float:
-        return max(2.0 * rows * inner * cols / rates.flops, 4.0 * rows * inner / rates.bytes)
+    def product(rows: int, inner: int, cols: int, flops: float = rates.flops) -> float:
+        return max(2.0 * rows * inner * cols / flops, 4.0 * rows * inner / rates.bytes)
 
     # Rayleigh-Ritz steps: filters have degree 1 to 4
     rounds = 1 + (multiplies - 1) / 3 if rates.look_every == 1 else -(-multiplies // rates.look_every)
     if gram:
         full = rounds if half else multiplies + 1
-        products = (full + (multiplies + 1 - full) / (rates.half or 1)) * product(n, n, block)
+        rounded = rates.flops * (rates.half or 1)
+        products = full * product(n, n, block, rates.block_flops)
+        products += (multiplies + 1 - full) * product(n, n, block, rounded)
         iterate = _gram_seconds(m, n, rates) + products + product(m, n, rank)
     else:
         full = rounds if half else 2 * multiplies + 2  # half: only one product of each Rayleigh-Ritz step is in full
@@ -319,5 +321,6 @@ def escalate(problem: Problem, route: Route, status: Status) -> Route | None:
         failed = "the projector could not be certified in float64: " + exact.reason
         return exact._replace(wide=True, reason=failed) if route.name == "spectral" else full
     # float32 cannot tell: whichever is cheaper in float64
-    better = route if route.seconds <= exact.seconds else exact
+    wide = problem._replace(dtype="float64")
+    better = route if choose(wide, route.name).seconds <= choose(wide, "gram_eigh").seconds else exact
     return better._replace(wide=True, half=False, reason="float32 cannot certify this tail: float64")

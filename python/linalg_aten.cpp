@@ -296,6 +296,8 @@ void LinalgAten<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed)
           }
           auto stack = call("aten::linalg_solve_triangular", "", view(inverse), identity, false, true, false);
           copy_into(take(stack[0]), inverse);
+        } else {
+          copy_into(torch::stable::new_zeros(view(inverse), view(inverse).sizes()), inverse);
         }
       },
       s, w);

@@ -55,7 +55,7 @@ Tensor prepare(const Tensor& weight) {
   const CudaContext& c = lent.context;
   const DeviceArray<Prepared> prepared(c, w.count);
   const DeviceArray<double> partial(c, prepare_partials(w.rows, w.count));
-  check(laser::prepare(w, true, prepared.get(), partial.get(), c.stream), "prepare", w.count, w.rows, w.cols);
+  check(laser::prepare(w, kSafeWide, prepared.get(), partial.get(), c.stream), "prepare", w.count, w.rows, w.cols);
   check(norms(prepared.get(), w.count, out.mutable_data_ptr<double>(), c.stream), "prepare", w.count, w.rows, w.cols);
   return out;
 }

@@ -197,7 +197,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
 
   for (int64_t b = 0; b < count; ++b) {
     Certificate& c = certificates[b];
-    c = certificate_of(progress[b], norm2[b], exponent[b], m, n, unit_eps, request.tol);
+    c = certificate_of(progress[b], norm2[b], exponent[b], m, n, unit_eps, request.tol, request.locked);
     if (progress[b].status != Status::kOk && progress[b].status != Status::kUncertified) {
       continue;
     }
@@ -236,7 +236,7 @@ Prepared prepare_cpu(const Weight& w, int64_t b, bool wide) {
     return total;
   };
   Prepared p{pass(0), 0};
-  p.exponent = scale_exponent(p.stats.top, wide);
+  p.exponent = scale_exponent(p.stats.top, wide ? kSafeWide : kSafe);
   if (p.exponent != 0) {
     p.stats = pass(p.exponent);
   }

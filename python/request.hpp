@@ -1,6 +1,7 @@
 // Checks the arguments that low_rank and truncated_svd share on every device.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -47,8 +48,9 @@ inline std::vector<Cut> check_cuts(const Weight& w, int64_t rank, int64_t locked
   std::vector<Cut> cuts;
   for (int64_t b = 0; b < w.count; ++b) {
     const double level = sigma[2 * b], edge = sigma[2 * b + 1];
-    STD_TORCH_CHECK(level > edge && edge > 0, "[laser_kernels::low_rank_at] sigma of matrix ", b,
-                    " must be positive and fall; got ", level, ", ", edge);
+    STD_TORCH_CHECK(level > edge && edge * edge > 0 && std::isfinite(level * level),
+                    "[laser_kernels::low_rank_at] sigma of matrix ", b, " must be positive and fall; got ", level, ", ",
+                    edge);
     cuts.push_back({level * level, edge * edge});
   }
   return cuts;

@@ -104,6 +104,7 @@ WAYS = [
     {"wide": True},
     {"route": "gram_eigh", "wide": True},
     {"route": "full_svd", "wide": True},
+    {"route": "full_svd"},
     {"gram": False, "half": True},
     {"gram": True, "half": True},
 ]
@@ -157,6 +158,14 @@ def test_excess_stays_below_tol_beyond_the_jacobi_limit(emu, gram, tol):
     keeps_the_contract(a, out[0], rows[0], 20, tol)
     excess = rows[0]["unrounded"] / optimal_residual(a, 20) - 1
     assert excess <= rows[0]["bound"] <= tol
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_float32_weights_of_this_side_come_in_three_slices(emu, half):
+    a = llm_like(520, 512).mT.contiguous()
+    out, rows = low_rank(emu, a[None], 5, half=half, block=16, tol=1e-2)
+    keeps_the_contract(a, out[0], rows[0], 5, 1e-2)
+    assert rows[0]["status"] == Status.OK
 
 
 def test_matrices_that_are_done_drop_out_of_the_batch(emu):

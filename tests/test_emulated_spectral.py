@@ -1,5 +1,7 @@
 """SPECTRAL on the CUDA backend, under the emulator: csrc/core/spectral.cpp through LinalgCuda and our kernels."""
 
+import math
+
 import pytest
 import torch
 from test_emulated_backend import DTYPES, keeps_the_contract, low_rank, observed, truncated_svd
@@ -58,23 +60,54 @@ def test_factors_of_a_wide_matrix(emu):
     assert residual <= (1 + 1e-3) * optimal_residual(a, 50)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_given_cuts_need_no_host(emu, dtype):
-    """A graph can hold it: nothing waits, and nothing is copied to or from the host."""
-    m, n, rank, locked = 150, 120, 60, 50
-    a = torch.stack([llm_like(m, n, 1).double(), gaussian(m, n, 2) / 9]).to(dtype)
+def low_rank_at(emu, a, rank, locked, cuts):
+    """The results and the rows of the certificate; cuts (b, 2): eigenvalues."""
+    count, m, n = a.shape
+    out, rows = torch.full_like(a, -7), torch.full((count, len(CERTIFICATE)), -7.0, dtype=torch.float64)
+    half, keys = a.dtype != torch.float64, torch.arange(count)
+    emu.call("emu_low_rank_at", a, DTYPES[a.dtype], count, m, n, out, rank, locked, cuts, half, 8, 0, keys, rows)
+    assert observed(emu)[0] == observed(emu)[3] == 0  # a graph can hold it: nothing waits, nothing comes from the host
+    return out, [dict(zip(CERTIFICATE, row, strict=True)) for row in rows.tolist()]
+
+
+def cuts_of(a, rank, locked, shift=0):
     sigma = torch.linalg.svdvals(a.double())
-    cuts = torch.stack([sigma[:, locked - 1] * sigma[:, locked], sigma[:, rank - 1] ** 2], dim=1)
-    out, rows = torch.full_like(a, -7), torch.full((2, len(CERTIFICATE)), -7.0, dtype=torch.float64)
-    half = dtype != torch.float64
-    emu.call("emu_low_rank_at", a, DTYPES[dtype], 2, m, n, out, rank, locked, cuts, half, 8, 0, torch.arange(2), rows)
-    assert observed(emu)[0] == observed(emu)[3] == 0
-    for x, y, row in zip(a, out, rows.tolist(), strict=True):
-        row = dict(zip(CERTIFICATE, row, strict=True))
-        assert row["status"] == Status.UNCERTIFIED
+    return torch.stack(
+        [sigma[:, locked - 1 + shift] * sigma[:, locked + shift], sigma[:, rank - 1 + shift] ** 2], dim=1
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_given_cuts_need_no_host(emu, dtype):
+    rank, locked = 60, 50
+    size = 2.0**40 if dtype == torch.float32 else 1.0  # weights are not rescaled, nor are cuts
+    a = torch.stack([llm_like(150, 120, 1).double(), gaussian(150, 120, 2) / 9 * size]).to(dtype)
+    out, rows = low_rank_at(emu, a, rank, locked, cuts_of(a, rank, locked))
+    for x, y, row in zip(a, out, rows, strict=True):
+        assert (row["status"], row["bound"], row["projected"]) == (Status.UNCERTIFIED, math.inf, locked)
         excess = row["unrounded"] / optimal_residual(x, rank) - 1
         print(f"{dtype}: excess {excess:.1e}")
         assert row["residual"] == pytest.approx(residual(x, y), rel=1e-3) and -1e-6 < excess <= 1e-3
+
+
+def test_wrong_cuts_leave_numbers_and_their_residual(emu):
+    """Of weights that have shrunk, of another count, or beyond the spectrum: no factor exists, and Q stays as it is."""
+    rank, locked = 60, 50
+    a = torch.stack([llm_like(150, 120, 1), with_spectrum(150, 120, torch.logspace(0, -3, 120)).float()])
+    wrong = [cuts_of(a, rank, locked, shift) for shift in (-12, 12)] + [cuts_of(a, rank, locked) * 100]
+    for cuts in wrong:
+        out, rows = low_rank_at(emu, a, rank, locked, cuts)
+        for x, y, row in zip(a, out, rows, strict=True):
+            print(f"residual / norm {row['residual'] / row['norm']:.2e}")
+            assert y.isfinite().all()
+            assert row["residual"] == pytest.approx(residual(x, y), rel=1e-3) and row["residual"] <= row["norm"]
+
+
+def test_a_top_up_that_would_wait_is_refused(emu, capfd):
+    a = llm_like(300, 280)[None]
+    with pytest.raises(AssertionError):
+        low_rank_at(emu, a, 250, 60, cuts_of(a, 250, 60))
+    assert "rank - locked = 190 needs eigenproblems of 220, more than this device's 169" in capfd.readouterr().err
 
 
 def test_eigenvalues_are_counted(emu):

@@ -87,6 +87,8 @@ def test_op_errors_name_op_argument_and_what_came():
         (6, CUTS[:2], "sigma must hold two numbers per matrix .4.; got 2"),
         (6, [2.0, 1.0, 1.0, 2.0], "sigma of matrix 1 must be positive and fall; got 1, 2"),
         (6, [2.0, float("nan"), 2.0, 1.0], "sigma of matrix 0 must be positive and fall; got 2, nan"),
+        (6, [float("inf"), 1.0, 2.0, 1.0], "sigma of matrix 0 must be positive and fall; got inf, 1"),
+        (6, [2.0, 1.0, 1e-170, 1e-180], "sigma of matrix 1 must be positive and fall; got 1e-170, 1e-180"),
     ):
         with pytest.raises(RuntimeError, match=rf"low_rank_at\] {what}"):
             L.low_rank_at(STACK, STACK, 9, locked, sigma, False, 8, 0, [0, 1])

@@ -48,6 +48,17 @@ def test_reference_and_driver_promise_and_keep_the_same(shape, family, route, wi
         )
 
 
+def test_reference_with_given_cuts():
+    a = torch.stack([FAMILIES["spiked"](60, 45, 30).float()] * 2)
+    sigma = torch.linalg.svdvals(a[0].double())
+    arguments = (30, 22, 2 * [(sigma[21] * sigma[22]).sqrt().item(), sigma[29].item()], False, 8, 0, [0, 1])
+    for backend in (L, reference):
+        out = torch.zeros_like(a)
+        for one, x, row in zip(a, out, backend.low_rank_at(a, out, *arguments).tolist(), strict=True):
+            assert row[3] == pytest.approx(residual(one, x), rel=1e-3) and row[0] == 1
+            assert residual(one, x) <= residual_bound(one, 30, 1e-3)
+
+
 def test_reference_prepare_matches():
     for family in FAMILIES:
         a = FAMILIES[family](20, 30, 5)[None]

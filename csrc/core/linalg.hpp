@@ -51,7 +51,7 @@ class Linalg {
   // x <- alpha (y + y^T) + beta x, exactly symmetric where x was.
   virtual void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) = 0;
   // s = L L^T, w = L^-1, lower triangular with zeros above. failed[b] = 0 where every pivot was well above rounding in
-  // s, whose diagonal should be about 1 or larger; else w[b] is undefined.
+  // s, whose diagonal should be about 1 or larger; else w[b] = 0.
   virtual void inverse_factor(Block<const T> s, Block<T> w, double* failed) = 0;
   virtual void dot(Block<const T> x, Block<const T> y, double* out) = 0;  // out[b] = <x[b], y[b]>, in float64
   virtual void trace(Block<const T> x, double* out) = 0;

@@ -29,7 +29,7 @@ struct Request {
   int64_t max_iter;
   uint64_t seed;
   const std::vector<int64_t>* keys;  // one per matrix
-  // SPECTRAL without its search (SvdProblem::cuts), of the weights as they are; null: with it.
+  // SPECTRAL without its search (SvdProblem::cuts): one per matrix; null: with it.
   const std::vector<Cut>* cuts = nullptr;
   int64_t locked = 0;
 };
@@ -69,9 +69,10 @@ LASER_HOST_DEVICE inline double input_eps(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 2.2204460492503131e-16 : 1.1920928955078125e-07;
 }
 
-// What the driver found out about one matrix, in the caller's scale 2^exponent.
+// What the driver found out about one matrix, in the caller's scale 2^exponent. locked: not 0 where cuts were given,
+// and with them what no bound covers.
 LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double norm2, int exponent, int64_t rows,
-                                                    int64_t cols, double eps, double tol) {
+                                                    int64_t cols, double eps, double tol, int64_t locked) {
   const double unit = ldexp(1.0, exponent), optimal = sqrt(p.remainder) * unit, norm = sqrt(norm2) * unit;
   Certificate c{double(int(p.status)), norm, optimal, optimal, p.bound, double(p.iterations), double(p.projected)};
   // Rounding of the result is random, so it meets the residual in about one of its m n directions.
@@ -79,6 +80,10 @@ LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double no
     const double rounding = kRounding * eps * norm / (optimal * sqrt(double(rows) * double(cols)));
     const double most = certificate::larger(p.bound, tol);
     c.bound = p.bound + rounding < most ? p.bound + rounding : most;
+  }
+  if (locked > 0) {
+    c.bound = HUGE_VAL;
+    c.projected = double(locked);
   }
   return c;
 }

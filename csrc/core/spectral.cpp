@@ -402,7 +402,7 @@ struct Completion {
   void run_blind(Precision precision, double edge) {
     lock(precision);
     project();
-    divide(edge / 2, f);
+    divide(edge / 2, f);  // 0 where the cut was wrong, and then q stays
     turn(edge / 2);
     find_rest();
     randomized_on(la, top_up_of(p, b, wanted, 1, ws.energy), rest, ws.loop, {{}, v, out.progress + b});
@@ -733,6 +733,8 @@ struct Projection {
 };
 
 }  // namespace
+
+int64_t top_up_block(const SvdProblem& p) { return top_up_of(p, 0, p.rank - p.locked, 1, nullptr).block; }
 
 template <typename T>
 ScratchSize spectral_scratch(const SvdProblem& p) {

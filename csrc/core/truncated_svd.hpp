@@ -51,6 +51,8 @@ ScratchSize randomized_scratch(const SvdProblem& p);
 template <typename T>
 ScratchSize spectral_scratch(const SvdProblem& p);
 ScratchSize gram_eigh_scratch(const SvdProblem& p);
+// Side of the eigenproblems of SPECTRAL's top-up, where its cuts are given.
+int64_t top_up_block(const SvdProblem& p);
 ScratchSize factors_scratch(int64_t count, int64_t rows, int64_t rank);
 
 template <typename T>

@@ -15,15 +15,17 @@ struct Weight {
   int64_t stride, row_stride;
 };
 
-// The power of two to divide by so that neither A nor A^T A leaves the range of float (double if `wide`); 0 where
-// entries of size `top` are safe as they are.
-LASER_HOST_DEVICE inline int scale_exponent(double top, bool wide) {
+// Squares, summed over up to 2^30 entries, must stay in range above, and those of entries 2^-24 (2^-53) times the
+// largest below: |exponent| <= (127 - 30) / 2 in float, (1023 - 30) / 2 in double. kUnscaled: weights are taken as they
+// are.
+constexpr int kSafe = 30, kSafeWide = 400, kUnscaled = 1 << 20;
+
+// The power of two to divide by so that neither A nor A^T A leaves the range of the working type; 0 where entries of
+// size `top` are within 2^-safe .. 2^safe.
+LASER_HOST_DEVICE inline int scale_exponent(double top, int safe) {
   if (!(top > 0) || top > 1.7976931348623157e308) {
     return 0;
   }
-  // Squares, summed over up to 2^30 entries, must stay in range above, and those of entries 2^-24 (2^-53) times the
-  // largest below: |exponent| <= (127 - 30) / 2 in float, (1023 - 30) / 2 in double.
-  const int safe = wide ? 400 : 30;
   int e;
   frexp(top, &e);
   e = e - 1 < -1000 ? -1000 : e - 1 > 1000 ? 1000 : e - 1;  // 2^-e must itself be a number

@@ -25,7 +25,7 @@ __global__ void norms_kernel(const Prepared* __restrict__ prepared, int64_t coun
 }
 
 __global__ void certify_kernel(const Progress* __restrict__ progress, const Prepared* __restrict__ prepared,
-                               int64_t count, int64_t rows, int64_t cols, double eps, double tol,
+                               int64_t count, int64_t rows, int64_t cols, double eps, double tol, int64_t locked,
                                Certificate* certificates) {
   const int64_t b = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (b < count) {
@@ -33,7 +33,7 @@ __global__ void certify_kernel(const Progress* __restrict__ progress, const Prep
     const bool finite = p.top <= 1.7976931348623157e308;  // neither Inf nor NaN
     Certificate c{double(int(finite ? Status::kOk : Status::kNonFinite)), 0, 0, 0, 0, 0};
     if (finite && progress) {
-      c = certificate_of(progress[b], p.norm2, p.exponent, rows, cols, eps, tol);
+      c = certificate_of(progress[b], p.norm2, p.exponent, rows, cols, eps, tol, locked);
     }
     certificates[b] = c;
   }
@@ -80,9 +80,9 @@ cudaError_t norms(const Prepared* prepared, int64_t count, double* out, cudaStre
 }
 
 cudaError_t certify(const Progress* progress, const Prepared* prepared, int64_t count, int64_t rows, int64_t cols,
-                    double eps, double tol, Certificate* certificates, cudaStream_t stream) {
+                    double eps, double tol, int64_t locked, Certificate* certificates, cudaStream_t stream) {
   return launch(certify_kernel, one_thread_each(count), dim3(kThreads), 0, stream, progress, prepared, count, rows,
-                cols, eps, tol, certificates);
+                cols, eps, tol, locked, certificates);
 }
 
 cudaError_t measured(const double* residual2, double eps, bool in_place, Certificate* certificates, Selection sel,

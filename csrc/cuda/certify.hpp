@@ -15,8 +15,9 @@ cudaError_t unpack(const Prepared* prepared, int64_t count, double* norm2, int* 
 cudaError_t norms(const Prepared* prepared, int64_t count, double* out, cudaStream_t stream);
 
 // certificates[b] of matrices 0 .. count - 1; kNonFinite where the weight is. progress null: only that is judged.
+// locked: as in certificate_of.
 cudaError_t certify(const Progress* progress, const Prepared* prepared, int64_t count, int64_t rows, int64_t cols,
-                    double eps, double tol, Certificate* certificates, cudaStream_t stream);
+                    double eps, double tol, int64_t locked, Certificate* certificates, cudaStream_t stream);
 
 // Enters residual2 (count, 2) of the selected matrices, as reconstruct measured it.
 cudaError_t measured(const double* residual2, double eps, bool in_place, Certificate* certificates, Selection sel,

@@ -40,7 +40,7 @@ cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t p
 
 template <typename T>
 cudaError_t add_columns(Block<const T> from, int parts, Block<T> to, Selection sel, cudaStream_t stream) {
-  return elementwise(sel, to.rows, to.cols, AddColumns<T>{from, parts, to}, stream);
+  return elementwise(sel, to.rows, to.cols, AddColumns<T>{from, parts, from.cols / parts, to}, stream);
 }
 
 template <typename T>

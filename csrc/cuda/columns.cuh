@@ -1,8 +1,8 @@
 // Work:    elementwise steps as in elementwise.cuh. Column sums: one block per 32 columns and kSumRows rows, 8 rows
-// side
-//          by side, then one thread per column adds the parts up.
-// Memory:  copy 2, slice 1 + slices/2, add_columns 1 + parts, chebyshev 2 to 4, column sums 1 or 2 passes over a block;
-// all bounded by bytes. Order:   sums are float64, in an order that depends on the shape alone.
+//          side by side, then one thread per column adds the parts up.
+// Memory:  copy 2, slice 1 + slices/2, add_columns 1 + parts, chebyshev 2 to 4, column sums 1 or 2 passes over a block:
+//          all bounded by bytes.
+// Order:   sums are float64, in an order that depends on the shape alone.
 #pragma once
 #include "core/certificate.hpp"
 #include "cuda/elementwise.cuh"
@@ -34,11 +34,12 @@ template <typename T>
 struct AddColumns {
   Block<const T> from;
   int parts;
+  int64_t pitch;
   Block<T> to;
 
   __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
     T sum = T(0);
-    LASER_NO_UNROLL for (int k = parts - 1; k >= 0; --k) { sum += from.at(b, i, k * to.cols + j); }
+    LASER_NO_UNROLL for (int k = parts - 1; k >= 0; --k) { sum += from.at(b, i, k * pitch + j); }
     to.at(b, i, j) = sum;
   }
 };

@@ -18,7 +18,7 @@ template <typename T>
 cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t part, Selection sel,
                   cudaStream_t stream);
 
-// to = the sum of the `parts` blocks that lie side by side in from, the last ones first.
+// to = the sum of the `parts` blocks that lie side by side in from, the last ones first; of each, to.cols columns.
 template <typename T>
 cudaError_t add_columns(Block<const T> from, int parts, Block<T> to, Selection sel, cudaStream_t stream);
 

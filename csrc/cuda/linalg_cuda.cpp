@@ -28,6 +28,9 @@ constexpr int64_t kSmallest = 256;
 // The upper left part of what factor_halves divides: a multiple of kSmallest, half of n or a little more.
 int64_t half_of(int64_t n) { return n <= kSmallest ? 0 : ((n + 1) / 2 + kSmallest - 1) / kSmallest * kSmallest; }
 
+// Columns of a slice that lies beside others: 16 bytes of bfloat16 numbers, or a multiple.
+int64_t pitch_of(int64_t cols) { return (cols + 7) / 8 * 8; }
+
 // Whether two blocks are one.
 template <typename T>
 bool identical(const Block<T>& a, const Block<T>& b) {
@@ -71,8 +74,8 @@ E* LinalgCuda<T>::room(const CudaContext& context, DeviceArray<E>& scratch, int6
 
 template <typename T>
 int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
-  const int64_t sliced = rows * block + (block >= kSlicedSide ? block * block : 0);
-  const int64_t slices = kAllSlices * (sliced * int64_t(sizeof(BFloat16)) + rows * block * int64_t(sizeof(T)));
+  const int64_t side = rows * pitch_of(block), sliced = side + (block >= kSlicedSide ? block * block : 0);
+  const int64_t slices = kAllSlices * (sliced * int64_t(sizeof(BFloat16)) + side * int64_t(sizeof(T)));
   return (std::is_same_v<T, float> ? slices : 0) + rows * block * int64_t(sizeof(T)) +
          8 * (column_partials(rows, block, 1) + block + 64) + 8 * normalize_partials(rows, block, 1);
 }
@@ -108,25 +111,25 @@ std::unique_ptr<Linalg<T>> LinalgCuda<T>::only(int64_t b) {
 
 //               b0   b1   b2        One product per slice of a, with all the slices of b that matter, side by side, so
 //            +----+----+----+       that a's are read once. Columns of `orders` that belong to b_j collect what is of
-//         a0 | 00 | 01 | 02 |       one order of magnitude, i + j; at last these are added up, smallest first.
-//         a1 |    | 10 | 11 |
-//         a2 |    |    | 20 |
+//         a0 | 00 | 01 | 02 |       one order of magnitude, i + j; at last these are added up, smallest first. A slice
+//         a1 |    | 10 | 11 |       takes `pitch` columns, so that each begins on 16 bytes; those beyond l hold
+//         anything, a2 |    |    | 20 |       and make anything of the same columns only.
 template <typename T>
 void LinalgCuda<T>::multiply_sliced(const Slices& a, int count, Block<const T> b, Block<T> c, int cut) {
   if constexpr (std::is_same_v<T, float>) {
-    const int64_t l = b.cols, all = cut * l;
+    const int64_t l = b.cols, pitch = pitch_of(l), all = cut * pitch;
     const Block<BFloat16> side =
         Block<BFloat16>::dense(room(context_, slices_, b.count * b.rows * all), b.count, b.rows, all);
-    check(slice(b, side.first_columns(l), cut, l, batch_.selection, context_.stream), "slice", b.count, b.rows, l);
+    check(slice(b, side.first_columns(l), cut, pitch, batch_.selection, context_.stream), "slice", b.count, b.rows, l);
     if (cut == 1) {
-      laser::multiply<BFloat16, float>(context_, a[0], side, c, 0.0f, batch_);
+      laser::multiply<BFloat16, float>(context_, a[0], side.first_columns(l), c, 0.0f, batch_);
       return;
     }
     const Block<T> orders = Block<T>::dense(room(context_, orders_, c.count * c.rows * all), c.count, c.rows, all);
     for (int i = 0; i < count; ++i) {
-      const Block<const BFloat16> some = side.first_columns(all - i * l);
-      laser::multiply<BFloat16, float>(context_, a[i], some, orders.columns(i * l, all - i * l), i == 0 ? 0.0f : 1.0f,
-                                       batch_);
+      const int64_t columns = all - i * pitch;
+      laser::multiply<BFloat16, float>(context_, a[i], side.first_columns(columns), orders.columns(i * pitch, columns),
+                                       i == 0 ? 0.0f : 1.0f, batch_);
     }
     check(add_columns<T>(orders, cut, c, batch_.selection, context_.stream), "multiply", c.count, c.rows, l);
   }
@@ -303,6 +306,7 @@ void LinalgCuda<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed)
   check(scale_columns<T, T>(w, root, w, batch_.selection, context_.stream), "inverse_factor", s.count, n, n);
   check(find_failures<T>(w, shifted_.get(), failed, batch_.selection, context_.stream), "inverse_factor", s.count, n,
         n);
+  check(zero_failed(failed, w, batch_.selection, context_.stream), "inverse_factor", s.count, n, n);
 }
 
 template <typename T>

@@ -17,7 +17,7 @@ Scaled<E> scaled(const Weight& w, int64_t first, const Prepared* prepared) {
 
 int64_t prepare_partials(int64_t rows, int64_t count) { return 2 * count * chunks_of(rows); }
 
-cudaError_t prepare(const Weight& w, bool wide, Prepared* out, double* partial, cudaStream_t stream) {
+cudaError_t prepare(const Weight& w, int safe, Prepared* out, double* partial, cudaStream_t stream) {
   const int64_t chunks = chunks_of(w.rows);
   const dim3 grid(unsigned(w.count * chunks)), one(unsigned(w.count));
   return with_dtype(w.dtype, [&](auto element) {
@@ -29,13 +29,13 @@ cudaError_t prepare(const Weight& w, bool wide, Prepared* out, double* partial, 
     cudaError_t status = launch(prepare_kernel<E>, grid, dim3(kPrepareThreads), 0, stream, data, w.rows, w.cols,
                                 w.stride, w.row_stride, chunks, none, partial);
     if (status == cudaSuccess) {
-      status = launch(prepare_finish_kernel<false>, one, dim3(32), 0, stream, partial, chunks, wide, fits, out);
+      status = launch(prepare_finish_kernel<false>, one, dim3(32), 0, stream, partial, chunks, safe, fits, out);
     }
     if (!fits && status == cudaSuccess) {
       status = launch(prepare_kernel<E>, grid, dim3(kPrepareThreads), 0, stream, data, w.rows, w.cols, w.stride,
                       w.row_stride, chunks, out, partial);
       if (status == cudaSuccess) {
-        status = launch(prepare_finish_kernel<true>, one, dim3(32), 0, stream, partial, chunks, wide, false, out);
+        status = launch(prepare_finish_kernel<true>, one, dim3(32), 0, stream, partial, chunks, safe, false, out);
       }
     }
     return status;

@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
 
 // One warp per matrix. again: the second pass, over matrices with an exponent.
 template <bool kAgain>
-__global__ void __launch_bounds__(32) prepare_finish_kernel(const double* __restrict__ partial, int64_t chunks,
-                                                            bool wide, bool scale_sum, Prepared* out) {
+__global__ void __launch_bounds__(32)
+    prepare_finish_kernel(const double* __restrict__ partial, int64_t chunks, int safe, bool scale_sum, Prepared* out) {
   const int64_t b = blockIdx.x;
   if (kAgain && out[b].exponent == 0) {
     return;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(32) prepare_finish_kernel(const double* __rest
   sum = warp_reduce(sum, Sum());
   top = warp_reduce(top, Larger());
   if (threadIdx.x == 0) {
-    const int exponent = kAgain ? out[b].exponent : scale_exponent(top, wide);
+    const int exponent = kAgain ? out[b].exponent : scale_exponent(top, safe);
     out[b] = {scale_sum ? ldexp(sum, -2 * exponent) : sum, top, exponent};
   }
 }

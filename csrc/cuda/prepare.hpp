@@ -18,15 +18,15 @@ struct Prepared {
 // Doubles of scratch.
 int64_t prepare_partials(int64_t rows, int64_t count);
 
-// out[b], device memory, for all matrices of the batch; wide: the scale is for work in float64. Reads A once (float64
-// weights of extreme size twice).
-cudaError_t prepare(const Weight& weight, bool wide, Prepared* out, double* partial, cudaStream_t stream);
+// out[b], device memory, for all matrices of the batch; safe: as for scale_exponent. Reads A once (float64 weights of
+// extreme size twice).
+cudaError_t prepare(const Weight& weight, int safe, Prepared* out, double* partial, cudaStream_t stream);
 
 // out (count, rows, cols) = A[first + b] * 2^-exponent.
 template <typename T>
 cudaError_t load(const Weight& weight, int64_t first, const Prepared* prepared, Block<T> out, cudaStream_t stream);
 
-// The same, cut into `slices` (slices.hpp), the k-th at out.data + k * part. Weights of up to 32 bits.
+// The same in float32, cut into `slices` (slices.hpp), the k-th at out.data + k * part.
 cudaError_t load_slices(const Weight& weight, int64_t first, const Prepared* prepared, Block<BFloat16> out, int slices,
                         int64_t part, cudaStream_t stream);
 

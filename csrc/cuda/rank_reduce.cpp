@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include "cuda/linalg_cuda.hpp"
 #include "cuda/prepare.hpp"
 #include "cuda/reconstruct.hpp"
+#include "cuda/small_eigh.hpp"
 
 namespace laser {
 namespace {
@@ -68,6 +71,13 @@ SvdProblem problem_of(const Call& call, int64_t first, int64_t count, const doub
           r.locked};
 }
 
+// Slices that the weights are given in; a dense solver takes them whole.
+template <typename T>
+int slices_of(const Call& call) {
+  const bool sliced = std::is_same_v<T, float> && call.request.route != RouteKind::kFullSvd;
+  return sliced ? weight_slices(call.weight.dtype, call.side()) : 0;
+}
+
 // Whether the driver multiplies weights rounded to bfloat16.
 bool multiplies_rounded(const Request& r) { return r.half && r.route == RouteKind::kRandomized && !r.gram; }
 
@@ -82,7 +92,7 @@ struct Loaded {
     const Weight& w = call.weight;
     const int64_t elements = count * w.rows * w.cols;
     const bool same = w.dtype == (std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32);
-    operand.count = std::is_same_v<T, float> ? weight_slices(w.dtype, call.side()) : 0;
+    operand.count = slices_of<T>(call);
     if (operand.count == 1 && !call.scaled) {
       const BFloat16* data = static_cast<const BFloat16*>(w.data) + first * w.stride;
       operand.slices.first = oriented<const BFloat16>(call, {data, count, w.rows, w.cols, w.stride, w.row_stride, 1});
@@ -223,7 +233,7 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
     }
   }
   check(certify(progress.get(), call.prepared + first, count, m, n, input_eps(call.weight.dtype), request.tol,
-                call.certificates + first, context.stream),
+                request.locked, call.certificates + first, context.stream),
         "certify", count, m, n);
 
   LinalgCuda<T> la(context, count);
@@ -250,12 +260,25 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
   }
 }
 
+// Where cuts are given nothing may wait for the device, so every eigenproblem must fit our kernel.
+void check_top_up(const Call& call) {
+  const size_t shared = call.context.shared_limit;
+  const int64_t limit = call.request.wide ? jacobi_limit<double>(shared) : jacobi_limit<float>(shared);
+  const int64_t block = top_up_block(problem_of<float>(call, 0, 1, nullptr));
+  if (block > limit) {
+    throw std::invalid_argument(
+        "[laser_kernels::low_rank_at] rank - locked = " + std::to_string(call.request.rank - call.request.locked) +
+        " needs eigenproblems of " + std::to_string(block) + ", more than this device's " + std::to_string(limit) +
+        ": choose locked nearer to rank");
+  }
+}
+
 // Scratch of one matrix, roughly: what decides how many go together.
 template <typename T>
 int64_t bytes_of_one(const Call& call) {
   const int64_t m = call.tall(), n = call.side(), r = call.request.rank, l = call.request.block;
   const SvdProblem one = problem_of<T>(call, 0, 1, nullptr);
-  const int slices = std::is_same_v<T, float> ? weight_slices(call.weight.dtype, n) : 0;
+  const int slices = slices_of<T>(call);
   const bool copied = call.scaled || slices != 1;
   const int64_t copies = slices > 0 ? 2 * slices : 2 + int64_t(sizeof(T));
   int64_t bytes = (copied ? copies * m * n : 0) + 3 * (m + n) * r * int64_t(sizeof(T));
@@ -297,9 +320,10 @@ void rank_reduce_cuda(const CudaContext& context, const Weight& w, const Request
   const ExactMath exact(context);
   DeviceArray<Prepared> prepared(context, w.count);
   DeviceArray<double> partial(context, prepare_partials(w.rows, w.count));
-  check(prepare(w, request.wide, prepared.get(), partial.get(), context.stream), "prepare", w.count, w.rows, w.cols);
+  const int safe = request.cuts ? kUnscaled : request.wide ? kSafeWide : kSafe;
+  check(prepare(w, safe, prepared.get(), partial.get(), context.stream), "prepare", w.count, w.rows, w.cols);
   std::vector<Prepared> known;
-  bool scaled = true;
+  bool scaled = !request.cuts;
   if (request.tol >= 0 || (request.route != RouteKind::kRandomized && !request.cuts) || factors) {
     known.resize(w.count);
     check(cudaMemcpyAsync(known.data(), prepared.get(), known.size() * sizeof(Prepared), cudaMemcpyDeviceToHost,
@@ -307,13 +331,16 @@ void rank_reduce_cuda(const CudaContext& context, const Weight& w, const Request
           "prepare", w.count, w.rows, w.cols);
     check(cudaStreamSynchronize(context.stream), "prepare", w.count, w.rows, w.cols);
     if (std::any_of(known.begin(), known.end(), [](const Prepared& p) { return !std::isfinite(p.top); })) {
-      check(certify(nullptr, prepared.get(), w.count, w.rows, w.cols, 0, 0, certificates, context.stream), "certify",
+      check(certify(nullptr, prepared.get(), w.count, w.rows, w.cols, 0, 0, 0, certificates, context.stream), "certify",
             w.count, w.rows, w.cols);
       return;
     }
     scaled = std::any_of(known.begin(), known.end(), [](const Prepared& p) { return p.exponent != 0; });
   }
   const Call call{context, w, request, dense, factors, certificates, prepared.get(), known, scaled};
+  if (request.cuts) {
+    check_top_up(call);
+  }
   request.wide ? reduce_in_groups<double>(call) : reduce_in_groups<float>(call);
 }
 

@@ -42,6 +42,11 @@ cudaError_t find_failures(Block<const T> w, const int* shifted, double* failed, 
   return launch(find_failures_kernel<T>, dim3(sel.count), dim3(256), 0, stream, w, shifted, failed, sel);
 }
 
+template <typename T>
+cudaError_t zero_failed(const double* failed, Block<T> w, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, w.rows, w.cols, ZeroFailed<T>{failed, w}, stream);
+}
+
 #define LASER_INSTANTIATE(T)                                                                             \
   template cudaError_t affine(Block<const T>, double, double, Block<T>, Selection, cudaStream_t);        \
   template cudaError_t add(double, Block<const T>, double, Block<T>, Selection, cudaStream_t);           \
@@ -49,7 +54,8 @@ cudaError_t find_failures(Block<const T> w, const int* shifted, double* failed, 
   template cudaError_t trace(Block<const T>, double*, Selection, cudaStream_t);                          \
   template cudaError_t equilibrate(Block<const T>, double*, Block<T>, int*, Selection, cudaStream_t);    \
   template cudaError_t zero(Block<T>, Selection, cudaStream_t);                                          \
-  template cudaError_t find_failures(Block<const T>, const int*, double*, Selection, cudaStream_t)
+  template cudaError_t find_failures(Block<const T>, const int*, double*, Selection, cudaStream_t);      \
+  template cudaError_t zero_failed(const double*, Block<T>, Selection, cudaStream_t)
 
 LASER_INSTANTIATE(float);
 LASER_INSTANTIATE(double);

@@ -1,6 +1,7 @@
 // Work:    elementwise steps as in elementwise.cuh; add_symmetric one block per pair of 32 x 32 tiles that mirror each
 //          other; trace and find_failures one block per matrix.
-// Memory:  affine 2, add 3, add_symmetric 3, equilibrate 2, zero 1 passes over a matrix; all bounded by bytes.
+// Memory:  affine 2, add 3, add_symmetric 3, equilibrate 2, zero and zero_failed 1 passes over a matrix; all bounded by
+// bytes.
 #pragma once
 #include <cmath>
 
@@ -66,6 +67,18 @@ struct Zero {
   Block<T> x;
 
   __device__ void operator()(int64_t b, int64_t i, int64_t j) const { x.at(b, i, j) = T(0); }
+};
+
+template <typename T>
+struct ZeroFailed {
+  const double* failed;
+  Block<T> w;
+
+  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+    if (failed[b] != 0) {
+      w.at(b, i, j) = T(0);
+    }
+  }
 };
 
 //        j0         i0

@@ -37,4 +37,8 @@ cudaError_t zero(Block<T> x, Selection sel, cudaStream_t stream);
 template <typename T>
 cudaError_t find_failures(Block<const T> w, const int* shifted, double* failed, Selection sel, cudaStream_t stream);
 
+// w[b] <- 0 where failed[b] is not 0.
+template <typename T>
+cudaError_t zero_failed(const double* failed, Block<T> w, Selection sel, cudaStream_t stream);
+
 }  // namespace laser

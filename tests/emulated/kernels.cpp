@@ -31,8 +31,8 @@ EMU_EXPORT int emu_prepare(const void* weight, int64_t dtype, int64_t count, int
   return guarded([&] {
     std::vector<Prepared> prepared(count);
     std::vector<double> partial(prepare_partials(rows, count));
-    must(prepare({weight, Dtype(dtype), count, rows, cols, stride, row_stride}, wide != 0, prepared.data(),
-                 partial.data(), nullptr));
+    must(prepare({weight, Dtype(dtype), count, rows, cols, stride, row_stride}, wide ? kSafeWide : kSafe,
+                 prepared.data(), partial.data(), nullptr));
     for (int64_t b = 0; b < count; ++b) {
       out[3 * b] = prepared[b].norm2;
       out[3 * b + 1] = prepared[b].top;
