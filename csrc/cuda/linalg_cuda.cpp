@@ -109,11 +109,17 @@ std::unique_ptr<Linalg<T>> LinalgCuda<T>::only(int64_t b) {
                                       Operand<T>{operand_.weight.matrix(b), operand_.slices.matrix(b), operand_.count});
 }
 
-//               b0   b1   b2        One product per slice of a, with all the slices of b that matter, side by side, so
-//            +----+----+----+       that a's are read once. Columns of `orders` that belong to b_j collect what is of
-//         a0 | 00 | 01 | 02 |       one order of magnitude, i + j; at last these are added up, smallest first. A slice
-//         a1 |    | 10 | 11 |       takes `pitch` columns, so that each begins on 16 bytes; those beyond l hold
-//         anything, a2 |    |    | 20 |       and make anything of the same columns only.
+// One product per slice of a, with all the slices of b that matter, side by side, so that a's are read once. Columns of
+// `orders` that belong to b_j collect what is of one order of magnitude, i + j; at last these are added up, smallest
+// first. A slice takes `pitch` columns, so that each begins on 16 bytes; those beyond l hold anything, and make
+// anything of the same columns only.
+//
+//               b0   b1   b2
+//            +----+----+----+
+//         a0 | 00 | 01 | 02 |
+//         a1 |    | 10 | 11 |
+//         a2 |    |    | 20 |
+//            +----+----+----+
 template <typename T>
 void LinalgCuda<T>::multiply_sliced(const Slices& a, int count, Block<const T> b, Block<T> c, int cut) {
   if constexpr (std::is_same_v<T, float>) {
