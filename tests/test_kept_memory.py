@@ -9,8 +9,9 @@ import torch
 import laser_kernels as lk
 from laser_kernels import testing
 
-KEPT = 32 << 20  # kKept
-ELSEWHERE = 64 << 20  # malloc, torch and MKL keep some too: 30 MiB here; without a bound 374 MiB would stay
+# Over the second half of the calls, when ours has long been full, malloc and what torch keeps of each shape (oneDNN's compiled
+# products) grow by 17 MiB with AVX2 and 36 with AVX-512; without a bound it was 217.
+ELSEWHERE = 96 << 20
 
 GROWTH = """
 import sys, torch
@@ -26,10 +27,10 @@ torch.manual_seed(0)
 def reduce(rows, cols):
     lk.low_rank(torch.randn(rows, cols).bfloat16(), 8, tol=0.5)
 
-reduce(400, 300)
-before = resident()
 for step in reversed(range(40)):  # each larger than the ones before: nothing that is kept fits
     reduce(2600 - 13 * step, 1100 - 7 * step)
+    if step == 20:
+        before = resident()
 print(resident() - before)
 """
 
@@ -37,8 +38,8 @@ print(resident() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_kept_memory_is_bounded():
     grown = int(subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout)
-    print(f"resident memory grew by {grown / 2**20:.1f} MiB over 40 matrices of up to 11 MiB each")
-    assert grown <= KEPT + ELSEWHERE
+    print(f"resident memory grew by {grown / 2**20:.1f} MiB over the last 20 of 40 matrices")
+    assert grown <= ELSEWHERE
 
 
 def test_memory_of_a_call_does_not_reach_the_next():
