@@ -9,8 +9,8 @@ import torch
 import laser_kernels as lk
 from laser_kernels import testing
 
-# Over the second half of the calls, when ours has long been full, malloc and what torch keeps of each shape (oneDNN's compiled
-# products) grow by 17 MiB with AVX2 and 36 with AVX-512; without a bound it was 217.
+# Over the second half of the calls, when ours has long been full, malloc and what torch keeps of each shape (oneDNN's
+# compiled products) grow by 17 MiB with AVX2 and 36 with AVX-512; without a bound it was 217.
 ELSEWHERE = 96 << 20
 
 GROWTH = """
