@@ -13,6 +13,7 @@ from laser_kernels import ops
 from laser_kernels.canonical import Bucket
 from laser_kernels.dispatch import EXACT_TOL, Problem, Route, choose, escalate
 from laser_kernels.errors import NonFiniteError
+from laser_kernels.exact_math import exact_math
 from laser_kernels.info import Info
 from laser_kernels.status import Status
 
@@ -80,7 +81,8 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
     while True:
         start = time.perf_counter()
         weight = bucket.tensor if len(todo) == b else bucket.tensor[todo]
-        rows = attempt(backend, weight, todo, path, [bucket.keys[i] for i in todo]).tolist()
+        with exact_math(device):
+            rows = attempt(backend, weight, todo, path, [bucket.keys[i] for i in todo]).tolist()
         seconds = (time.perf_counter() - start) / len(todo)
         failed: dict[int, Status] = {}
         for i, (code, norm, unrounded, residual, bound, iterations, _) in zip(todo, rows, strict=True):

@@ -47,6 +47,13 @@ std::array<StableIValue, sizeof...(Args)> call(const char* name, const char* ove
 
 inline Tensor take(StableIValue& value) { return torch::stable::detail::to<Tensor>(value); }
 
+// Copies a result of any strides into a block.
+template <typename T>
+void copy_into(const Tensor& from, Block<T> to) {
+  Tensor target = view(to);
+  torch::stable::copy_(target, from);
+}
+
 // The dense row-major block over a fresh tensor's memory; the tensor must outlive it.
 template <typename T>
 Block<T> block(Tensor& dense) {

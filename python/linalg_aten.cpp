@@ -10,74 +10,26 @@
 #include "aten.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/orthonormalize.hpp"
+#include "products_aten.hpp"
 
 namespace laser {
 namespace {
 
 using aten::call;
+using aten::copy_into;
 using aten::ScalarType;
 using aten::take;
 using aten::Tensor;
 using aten::view;
 
-// Up to this side a Gram matrix is formed whole.
-constexpr int64_t kGramWhole = 128;
-
 // Off-diagonal part of a matrix that may be dropped, in units of eps times its largest entry: rounding level.
 constexpr double kDiagonal = 8.0;
-
-// Copies a result of ATen (any strides) into a dense block.
-template <typename T>
-void copy_into(const Tensor& from, Block<T> to) {
-  Tensor target = view(to);
-  torch::stable::copy_(target, from);
-}
-
-// c = a b, for any strides.
-template <typename T>
-void product(Block<const T> a, Block<const T> b, Block<T> c) {
-  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "out", view(a), view(b), view(c));
-  take(stack[0]);
-}
-
-// c = a b with b rounded; ATen rounds the sums to bfloat16 once, when it stores them.
-template <typename T>
-void product_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
-  Tensor rounded = torch::stable::new_empty(view(b), view(b).sizes(), ScalarType::BFloat16);
-  torch::stable::copy_(rounded, view(b));
-  auto stack = call(c.count == 1 ? "aten::mm" : "aten::bmm", "", view(a), rounded);
-  copy_into(take(stack[0]), c);
-}
-
-// The lower triangle of g = a^T a, and something above. ATen has no symmetric product: two halves by recursion and one
-// product for the square between them, 53 % of the flops at n = 2048.
-template <typename T>
-void lower_gram(Block<const T> a, Block<T> g) {
-  const int64_t n = a.cols;
-  if (n <= kGramWhole) {
-    product<T>(a.transposed(), a, g);
-    return;
-  }
-  const int64_t half = (n / 2 + 15) / 16 * 16, rest = n - half;
-  const Block<const T> left = a.columns(0, half), right = a.columns(half, rest);
-  lower_gram<T>(left, g.corner(0, 0, half, half));
-  product<T>(right.transposed(), left, g.corner(half, 0, rest, half));
-  lower_gram<T>(right, g.corner(half, half, rest, rest));
-}
-
-template <typename T>
-void gram_product(Block<const T> a, Block<T> g) {
-  lower_gram(a, g);
-  for (int64_t b = 0; b < g.count; ++b) {
-    cpu::mirror(g.matrix(b));
-  }
-}
 
 // What cpu::orthonormalize computes with.
 struct Tools {
   template <typename T>
   void gram(Block<T> x, Block<T> s) {
-    gram_product<T>(x, s);
+    aten::gram<T>(x, s);
   }
 
   // failed[b] = 1 where s[b] is not numerically positive definite (factor[b] is then undefined).
@@ -198,18 +150,19 @@ std::unique_ptr<Linalg<T>> LinalgAten<T>::only(int64_t b) {
 
 template <typename T>
 void LinalgAten<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
-  precision == Precision::kHalf ? together(product_half<T>, rounded_, q, y) : together(product<T>, weight_, q, y);
+  precision == Precision::kHalf ? together(aten::multiply_half<T>, rounded_, q, y)
+                                : together(aten::multiply<T>, weight_, q, y);
 }
 
 template <typename T>
 void LinalgAten<T>::backward(Block<const T> y, Block<T> x, Precision precision) {
-  precision == Precision::kHalf ? together(product_half<T>, rounded_.transposed(), y, x)
-                                : together(product<T>, weight_.transposed(), y, x);
+  precision == Precision::kHalf ? together(aten::multiply_half<T>, rounded_.transposed(), y, x)
+                                : together(aten::multiply<T>, weight_.transposed(), y, x);
 }
 
 template <typename T>
 void LinalgAten<T>::weight_gram(Block<T> g) {
-  together(gram_product<T>, weight_, g);
+  together(aten::gram<T>, weight_, g);
 }
 
 template <typename T>
@@ -219,12 +172,12 @@ void LinalgAten<T>::copy(Block<const T> from, Block<T> to) {
 
 template <typename T>
 void LinalgAten<T>::multiply(Block<const T> a, Block<const T> b, Block<T> c) {
-  together(product<T>, a, b, c);
+  together(aten::multiply<T>, a, b, c);
 }
 
 template <typename T>
 void LinalgAten<T>::gram(Block<const T> a, Block<T> g) {
-  together(gram_product<T>, a, g);
+  together(aten::gram<T>, a, g);
 }
 
 template <typename T>
@@ -234,7 +187,7 @@ void LinalgAten<T>::round(Block<const T> from, Block<BFloat16> to) {
 
 template <typename T>
 void LinalgAten<T>::multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) {
-  together(product_half<T>, a, b, c);
+  together(aten::multiply_half<T>, a, b, c);
 }
 
 // bfloat16 numbers, kept in float32: products of them are exact there, so that their sums are what a GPU computes but

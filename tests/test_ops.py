@@ -8,7 +8,7 @@ import torch
 
 import laser_kernels as lk
 from laser_kernels import ops
-from laser_kernels.testing import eps, llm_like, residual
+from laser_kernels.testing import eps, llm_like, optimal_residual, residual
 
 L = torch.ops.laser_kernels
 LIBRARY = Path(lk.__file__).parent / "liblaser_cpu.so"
@@ -117,11 +117,26 @@ def test_prepare_sees_norm_top_and_bad_values():
 
 @pytest.mark.parametrize("n", [128, 129, 145, 257])  # from 129 on by halves
 @pytest.mark.parametrize("m", [300, 700])
-def test_large_gram_is_symmetric_and_as_exact(m, n):
-    a = llm_like(2 * m, n).reshape(2, m, n)
+@pytest.mark.parametrize("count", [1, 2])
+def test_large_gram_is_symmetric_and_as_exact(count, m, n):
+    a = llm_like(count * m, n).reshape(count, m, n)
     g, exact = L.gram(a), a.double().mT @ a.double()
     assert torch.equal(g, g.mT)
     assert ((g.double() - exact).abs() <= m * eps(a.dtype) * (a.abs().double().mT @ a.abs().double())).all()
+
+
+@pytest.mark.parametrize("route", ["randomized", "gram_eigh", "spectral"])
+@pytest.mark.parametrize("shape", [(420, 310), (310, 420)], ids=str)
+@pytest.mark.parametrize("view", ["dense", "columns", "transposed"])
+def test_products_large_enough_for_another_library(shape, view, route):
+    base = llm_like(470, 470, 3)
+    weight = base[: shape[0], : shape[1]]
+    weight = {"dense": weight.contiguous(), "columns": weight, "transposed": weight.T.contiguous().T}[view]
+    low, info = lk.low_rank(weight, 90, tol=1e-4, route=route, return_info=True)
+    excess = residual(weight, low) / optimal_residual(weight, 90) - 1
+    print(f"{shape} {view} {info.route}: excess {excess:.1e}, bound {info.excess_bound:.1e}")
+    assert info.route == route and info.status == "ok"
+    assert -1e-6 <= excess <= info.excess_bound + 1e-6 <= 1.01e-4
 
 
 def test_gram_matches_float64():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import mmap
@@ -28,10 +29,23 @@ class Stopped(Exception):
     """Another thread has failed, and says why."""
 
 
+def fresh(nbytes: int) -> mmap.mmap:
+    """Zeroed memory, given back to the system when the last reference goes.
+
+    Private, because Linux gives huge pages to that and rarely to shared memory: 64 MB are then read into it in 9 ms
+    instead of 45 (DEVNOTES.md, "Where a whole checkpoint's time goes").
+    """
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 class Buffers:
     """Memory for weights in flight: `limit` bytes, or one request, or a large matrix could never start.
 
-    What comes back is lent again, whole: touching fresh pages takes longer than reading into old ones.
+    What comes back is lent again, whole: no page of it has to be zeroed anew.
     """
 
     def __init__(self, limit: int):
@@ -55,7 +69,7 @@ class Buffers:
             else:
                 while self._free and self._held() + nbytes > self._limit:
                     self._free.pop()
-                memory = mmap.mmap(-1, nbytes)  # given back to the system when the last reference goes
+                memory = fresh(nbytes)
             self._lent += len(memory)
             return memory
 
@@ -124,7 +138,7 @@ class Loaded:
     def __init__(self, group: Group, memory: mmap.mmap | None = None):
         import torch
 
-        self.memory = mmap.mmap(-1, group.nbytes) if memory is None else memory
+        self.memory = fresh(group.nbytes) if memory is None else memory
         self.view = memoryview(self.memory)[: group.nbytes]
         count = len(group.matrices) * group.rows * group.cols
         flat = torch.frombuffer(self.memory, dtype=torch_dtype(group.stored_dtype), count=count)
