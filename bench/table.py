@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from laser_kernels.bench import table
+from laser_kernels.bench.problem import OPS
 from laser_kernels.bench.rows import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +31,9 @@ def rendered(text: str) -> str:
     """
 
     def fill(match: re.Match[str]) -> str:
+        jobs = match[2] == "jobs"
         rows = read(ROOT / match[3])
-        used = [row for row in rows if row["op"].startswith(table.JOBS) == (match[2] == "jobs")]
+        used = [row for row in rows if (row["op"].startswith(table.JOBS) if jobs else row["op"] in OPS)]
         return f"{match[1]}{table.TABLES[match[2]](used)}\n\n{table.provenance(used)}\n{match[4]}"
 
     return PLACE.sub(fill, text)

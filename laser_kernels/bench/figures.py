@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from laser_kernels.bench.growth import curves
 from laser_kernels.bench.peers import OURS, peers
-from laser_kernels.bench.problem import Problem
+from laser_kernels.bench.problem import OPS, Problem
 from laser_kernels.bench.rows import Row, method
 
 WIDTH, HEIGHT = 5.0, 3.8  # inches: a phone shows 360 points of width, and the text stays readable
@@ -54,7 +54,7 @@ def _legend(figure: Figure) -> None:
 
 
 def _good(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["seconds"] and row["op"] in ("low_rank", "truncated_svd") and row.get("details")]
+    return [row for row in rows if row["seconds"] and row["op"] in OPS and row.get("details")]
 
 
 def _problem(row: Row) -> str:
