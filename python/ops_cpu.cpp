@@ -15,7 +15,7 @@
 #include "linalg_aten.hpp"
 #include "parallel.hpp"
 #include "rank_reduce_cpu.hpp"
-#include "request.hpp"
+#include "rank_reduce_ops.hpp"
 #include "tensor_checks.hpp"
 
 namespace laser::ops {
@@ -23,18 +23,8 @@ namespace {
 
 namespace stable = torch::stable;
 
-Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
-  return stable::new_empty(like, sizes, dtype);
-}
-
 // Enough for any block, where an implementation counts passes.
 constexpr int kPasses = 8;
-
-// f<T>(...) for the working type of a dense block.
-template <typename F>
-auto with_working_type(ScalarType dtype, const F& f) {
-  return dtype == ScalarType::Double ? f(double{}) : f(float{});
-}
 
 Tensor prepare(const Tensor& weight) {
   const Weight w = check_weight("prepare", "weight", weight);
@@ -61,7 +51,7 @@ Tensor gram(const Tensor& weight) {
   const bool wide = weight.size(1) < weight.size(2);
   const int64_t n = std::min(weight.size(1), weight.size(2));
   Tensor out = empty(weight, {weight.size(0), n, n}, weight.scalar_type());
-  with_working_type(weight.scalar_type(), [&](auto zero) {
+  with_element_type(weight, [&](auto zero) {
     using T = decltype(zero);
     const Block<const T> a =
         Block<const T>::dense(weight.const_data_ptr<T>(), weight.size(0), weight.size(1), weight.size(2));
@@ -78,7 +68,7 @@ Tensor orthonormalize(const Tensor& x) {
   Tensor out = stable::clone(x);
   const int64_t count = x.size(0), l = x.size(2);
   Tensor gram = empty(x, {count, l, l}, x.scalar_type()), factor = empty(x, {count, l, l}, x.scalar_type());
-  with_working_type(x.scalar_type(), [&](auto zero) {
+  with_element_type(x, [&](auto zero) {
     using T = decltype(zero);
     LinalgAten<T>().orthonormalize(aten::block<T>(out), aten::block<T>(gram), aten::block<T>(factor), kPasses);
   });
@@ -90,7 +80,7 @@ std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
   STD_TORCH_CHECK(h.size(1) == h.size(2), "[laser_kernels::small_eigh] h must be square; got ", shape_text(h));
   Tensor theta = empty(h, {h.size(0), h.size(1)}, ScalarType::Double);
   Tensor w = empty(h, {h.size(0), h.size(1), h.size(1)}, h.scalar_type());
-  with_working_type(h.scalar_type(), [&](auto zero) {
+  with_element_type(h, [&](auto zero) {
     using T = decltype(zero);
     Tensor source = h;
     const Block<const T> block = aten::block<T>(source);
@@ -103,7 +93,7 @@ Tensor count_eigenvalues(const Tensor& h, std::vector<double> above) {
   check_levels(h, above);
   const int64_t count = h.size(0), n = h.size(1);
   Tensor out = empty(h, {count, 2}, ScalarType::Double);
-  with_working_type(h.scalar_type(), [&](auto zero) {
+  with_element_type(h, [&](auto zero) {
     using T = decltype(zero);
     const ScratchSize size = count_eigenvalues_scratch<T>(count, n);
     Tensor elements = empty(h, {size.elements}, h.scalar_type()),
@@ -122,12 +112,12 @@ Tensor count_eigenvalues(const Tensor& h, std::vector<double> above) {
 }
 
 Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
-  const Weight w = check_weight("reconstruct", "weight", weight);
-  const Weight to = check_weight("reconstruct", "out", out);
-  check_reconstruct(left, right, weight, out);
+  const auto both = check_in_and_out("reconstruct", weight, out);
+  const Weight &w = both.in, &to = both.out;
+  check_factors(left, right, weight);
   Tensor residual = empty(weight, {w.count, 2}, ScalarType::Double);
   double* norms = residual.mutable_data_ptr<double>();
-  with_working_type(left.scalar_type(), [&](auto zero) {
+  with_element_type(left, [&](auto zero) {
     using T = decltype(zero);
     Tensor l = left, r = right;
     const Block<const T> lefts = aten::block<T>(l), rights = aten::block<T>(r);
@@ -140,51 +130,9 @@ Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight
   return residual;
 }
 
-Tensor certificates_for(const Tensor& weight) {
-  return empty(weight, {weight.size(0), kCertificateColumns}, ScalarType::Double);
-}
-
-Certificate* rows_of(Tensor& certificates) {
-  return reinterpret_cast<Certificate*>(certificates.mutable_data_ptr<double>());
-}
-
-Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string route, int64_t block, bool gram, bool wide,
-                bool half, std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
-  const Weight w = check_weight("low_rank", "weight", weight);
-  const Weight to = check_weight("low_rank", "out", out);
-  check_same("low_rank", weight, out);
-  Tensor certificates = certificates_for(weight);
-  rank_reduce_cpu(w, request("low_rank", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys), &to,
-                  nullptr, rows_of(certificates));
-  return certificates;
-}
-
-Tensor low_rank_at(const Tensor& weight, Tensor out, int64_t rank, int64_t locked, std::vector<double> sigma, bool half,
-                   int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
-  const Weight w = check_weight("low_rank_at", "weight", weight);
-  const Weight to = check_weight("low_rank_at", "out", out);
-  check_same("low_rank_at", weight, out);
-  const std::vector<Cut> cuts = check_cuts(w, rank, locked, sigma);
-  Tensor certificates = certificates_for(weight);
-  rank_reduce_cpu(w, request_at(w, rank, locked, cuts, half, max_iter, seed, keys), &to, nullptr,
-                  rows_of(certificates));
-  return certificates;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
-                                                         int64_t block, bool gram, bool wide, bool half,
-                                                         std::optional<double> tol, int64_t max_iter, int64_t seed,
-                                                         std::vector<int64_t> keys) {
-  const Weight w = check_weight("truncated_svd", "weight", weight);
-  const Request r = request("truncated_svd", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
-  const ScalarType dtype = w.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  Tensor u = empty(weight, {w.count, w.rows, rank}, dtype);
-  Tensor s = empty(weight, {w.count, rank}, dtype);
-  Tensor vh = empty(weight, {w.count, rank, w.cols}, dtype);
-  Tensor certificates = certificates_for(weight);
-  const Factors factors{u.mutable_data_ptr(), s.mutable_data_ptr(), vh.mutable_data_ptr()};
-  rank_reduce_cpu(w, r, nullptr, &factors, rows_of(certificates));
-  return {u, s, vh, certificates};
+void reduce(const Tensor&, const Weight& w, const Request& request, const Weight* dense, const Factors* factors,
+            Certificate* certificates) {
+  rank_reduce_cpu(w, request, dense, factors, certificates);
 }
 
 }  // namespace
@@ -219,7 +167,7 @@ STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CPU, m) {
   m.impl("small_eigh", TORCH_BOX(&laser::ops::small_eigh));
   m.impl("count_eigenvalues", TORCH_BOX(&laser::ops::count_eigenvalues));
   m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
-  m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
-  m.impl("low_rank_at", TORCH_BOX(&laser::ops::low_rank_at));
-  m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));
+  m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank<laser::ops::reduce>));
+  m.impl("low_rank_at", TORCH_BOX(&laser::ops::low_rank_at<laser::ops::reduce>));
+  m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd<laser::ops::reduce>));
 }

@@ -18,7 +18,7 @@
 #include "cuda/rank_reduce.hpp"
 #include "cuda/reconstruct.hpp"
 #include "lent_cuda.hpp"
-#include "request.hpp"
+#include "rank_reduce_ops.hpp"
 #include "tensor_checks.hpp"
 
 namespace laser::ops {
@@ -28,16 +28,6 @@ namespace stable = torch::stable;
 
 // Enough for any block.
 constexpr int kPasses = 8;
-
-Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
-  return stable::new_empty(like, sizes, dtype);
-}
-
-// f<T>() for the element type of a dense tensor.
-template <typename F>
-void with_type(const Tensor& t, const F& f) {
-  t.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
-}
 
 template <typename T>
 Block<T> dense(Tensor& t) {
@@ -75,7 +65,7 @@ Tensor gram(const Tensor& weight) {
   const bool wide = weight.size(1) < weight.size(2);
   const int64_t n = std::min(weight.size(1), weight.size(2));
   Tensor out = empty(weight, {weight.size(0), n, n}, weight.scalar_type());
-  with_type(weight, [&](auto zero) {
+  with_element_type(weight, [&](auto zero) {
     using T = decltype(zero);
     const ExactMath exact(lent.context);
     const Block<const T> a = dense_input<T>(weight);
@@ -92,7 +82,7 @@ Tensor orthonormalize(const Tensor& x) {
   Tensor out = stable::clone(x);
   const int64_t count = x.size(0), l = x.size(2);
   Tensor gram = empty(x, {count, l, l}, x.scalar_type()), factor = empty(x, {count, l, l}, x.scalar_type());
-  with_type(x, [&](auto zero) {
+  with_element_type(x, [&](auto zero) {
     using T = decltype(zero);
     const ExactMath exact(lent.context);
     LinalgCuda<T>(lent.context, count).orthonormalize(dense<T>(out), dense<T>(gram), dense<T>(factor), kPasses);
@@ -106,7 +96,7 @@ std::tuple<Tensor, Tensor> small_eigh(const Tensor& h) {
   const LentCuda lent(h);
   Tensor theta = empty(h, {h.size(0), h.size(1)}, ScalarType::Double);
   Tensor w = empty(h, {h.size(0), h.size(1), h.size(1)}, h.scalar_type());
-  with_type(h, [&](auto zero) {
+  with_element_type(h, [&](auto zero) {
     using T = decltype(zero);
     LinalgCuda<T>(lent.context, h.size(0)).small_eigh(dense_input<T>(h), dense<T>(w), theta.mutable_data_ptr<double>());
   });
@@ -118,7 +108,7 @@ Tensor count_eigenvalues(const Tensor& h, std::vector<double> above) {
   const LentCuda lent(h);
   const int64_t count = h.size(0), n = h.size(1);
   Tensor out = empty(h, {count, 2}, ScalarType::Double);
-  with_type(h, [&](auto zero) {
+  with_element_type(h, [&](auto zero) {
     using T = decltype(zero);
     const ExactMath exact(lent.context);
     const ScratchSize size = count_eigenvalues_scratch<T>(count, n);
@@ -134,14 +124,14 @@ Tensor count_eigenvalues(const Tensor& h, std::vector<double> above) {
 }
 
 Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, Tensor out) {
-  const Weight w = check_weight("reconstruct", "weight", weight);
-  const Weight to = check_weight("reconstruct", "out", out);
-  check_reconstruct(left, right, weight, out);
+  const auto both = check_in_and_out("reconstruct", weight, out);
+  const Weight &w = both.in, &to = both.out;
+  check_factors(left, right, weight);
   const LentCuda lent(weight);
   const CudaContext& c = lent.context;
   Tensor residual = empty(weight, {w.count, 2}, ScalarType::Double);
   double* norms = residual.mutable_data_ptr<double>();
-  with_type(left, [&](auto zero) {
+  with_element_type(left, [&](auto zero) {
     using T = decltype(zero);
     const DeviceArray<char> scratch(c, reconstruct_scratch<T>(w, left.size(2)));
     const Selection all{nullptr, int(w.count)};
@@ -153,50 +143,10 @@ Tensor reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight
   return residual;
 }
 
-Certificate* rows_of(Tensor& certificates) {
-  return reinterpret_cast<Certificate*>(certificates.mutable_data_ptr<double>());
-}
-
-Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string route, int64_t block, bool gram, bool wide,
-                bool half, std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
-  const Weight w = check_weight("low_rank", "weight", weight);
-  const Weight to = check_weight("low_rank", "out", out);
-  check_same("low_rank", weight, out);
-  const Request r = request("low_rank", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
+void reduce(const Tensor& weight, const Weight& w, const Request& request, const Weight* dense, const Factors* factors,
+            Certificate* certificates) {
   const LentCuda lent(weight);
-  Tensor certificates = empty(weight, {w.count, kCertificateColumns}, ScalarType::Double);
-  rank_reduce_cuda(lent.context, w, r, &to, nullptr, rows_of(certificates));
-  return certificates;
-}
-
-Tensor low_rank_at(const Tensor& weight, Tensor out, int64_t rank, int64_t locked, std::vector<double> sigma, bool half,
-                   int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
-  const Weight w = check_weight("low_rank_at", "weight", weight);
-  const Weight to = check_weight("low_rank_at", "out", out);
-  check_same("low_rank_at", weight, out);
-  const std::vector<Cut> cuts = check_cuts(w, rank, locked, sigma);
-  const Request r = request_at(w, rank, locked, cuts, half, max_iter, seed, keys);
-  const LentCuda lent(weight);
-  Tensor certificates = empty(weight, {w.count, kCertificateColumns}, ScalarType::Double);
-  rank_reduce_cuda(lent.context, w, r, &to, nullptr, rows_of(certificates));
-  return certificates;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
-                                                         int64_t block, bool gram, bool wide, bool half,
-                                                         std::optional<double> tol, int64_t max_iter, int64_t seed,
-                                                         std::vector<int64_t> keys) {
-  const Weight w = check_weight("truncated_svd", "weight", weight);
-  const Request r = request("truncated_svd", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
-  const LentCuda lent(weight);
-  const ScalarType dtype = w.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  Tensor u = empty(weight, {w.count, w.rows, rank}, dtype);
-  Tensor s = empty(weight, {w.count, rank}, dtype);
-  Tensor vh = empty(weight, {w.count, rank, w.cols}, dtype);
-  Tensor certificates = empty(weight, {w.count, kCertificateColumns}, ScalarType::Double);
-  const Factors factors{u.mutable_data_ptr(), s.mutable_data_ptr(), vh.mutable_data_ptr()};
-  rank_reduce_cuda(lent.context, w, r, nullptr, &factors, rows_of(certificates));
-  return {u, s, vh, certificates};
+  rank_reduce_cuda(lent.context, w, request, dense, factors, certificates);
 }
 
 }  // namespace
@@ -210,7 +160,7 @@ STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CUDA, m) {
   m.impl("small_eigh", TORCH_BOX(&laser::ops::small_eigh));
   m.impl("count_eigenvalues", TORCH_BOX(&laser::ops::count_eigenvalues));
   m.impl("reconstruct", TORCH_BOX(&laser::ops::reconstruct));
-  m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank));
-  m.impl("low_rank_at", TORCH_BOX(&laser::ops::low_rank_at));
-  m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd));
+  m.impl("low_rank", TORCH_BOX(&laser::ops::low_rank<laser::ops::reduce>));
+  m.impl("low_rank_at", TORCH_BOX(&laser::ops::low_rank_at<laser::ops::reduce>));
+  m.impl("truncated_svd", TORCH_BOX(&laser::ops::truncated_svd<laser::ops::reduce>));
 }

@@ -65,19 +65,24 @@ inline void check_levels(const Tensor& h, const std::vector<double>& above) {
                   above.size());
 }
 
-// `out` can hold a reduced `weight`.
-inline void check_same(const char* op, const Tensor& weight, const Tensor& out) {
+// `weight`, and `out`, which can hold it reduced.
+struct InAndOut {
+  Weight in, out;
+};
+
+inline InAndOut check_in_and_out(const char* op, const Tensor& weight, const Tensor& out) {
+  const InAndOut both{check_weight(op, "weight", weight), check_weight(op, "out", out)};
   STD_TORCH_CHECK(weight.size(0) == out.size(0) && weight.size(1) == out.size(1) && weight.size(2) == out.size(2) &&
                       weight.scalar_type() == out.scalar_type() && weight.device() == out.device(),
                   "[laser_kernels::", op, "] out must match weight in shape, dtype and device; got ", shape_text(out),
                   " for ", shape_text(weight));
+  return both;
 }
 
 // The factors of reconstruct: left (b, m, r), right (b, n, r), dense and of one type, for weight (b, m, n).
-inline void check_reconstruct(const Tensor& left, const Tensor& right, const Tensor& weight, const Tensor& out) {
+inline void check_factors(const Tensor& left, const Tensor& right, const Tensor& weight) {
   check_dense("reconstruct", "left", left);
   check_dense("reconstruct", "right", right);
-  check_same("reconstruct", weight, out);
   STD_TORCH_CHECK(left.size(0) == weight.size(0) && left.size(1) == weight.size(1) && right.size(0) == weight.size(0) &&
                       right.size(1) == weight.size(2) && left.size(2) == right.size(2) &&
                       left.scalar_type() == right.scalar_type(),

@@ -142,25 +142,24 @@ void LinalgCuda<T>::multiply_sliced(const Slices& a, int count, Block<const T> b
 }
 
 template <typename T>
-void LinalgCuda<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
+void LinalgCuda<T>::multiply_weight(const Operand<T>& a, Block<const T> b, Block<T> c, Precision precision) {
   if (std::is_same_v<T, float> && precision == Precision::kHalf) {
-    multiply_sliced(operand_.slices, 1, q, y, 1);
-  } else if (operand_.count > 0) {
-    multiply_sliced(operand_.slices, operand_.count, q, y, kAllSlices);
+    multiply_sliced(a.slices, 1, b, c, 1);
+  } else if (a.count > 0) {
+    multiply_sliced(a.slices, a.count, b, c, kAllSlices);
   } else {
-    multiply(operand_.weight, q, y);
+    multiply(a.weight, b, c);
   }
 }
 
 template <typename T>
+void LinalgCuda<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
+  multiply_weight(operand_, q, y, precision);
+}
+
+template <typename T>
 void LinalgCuda<T>::backward(Block<const T> y, Block<T> x, Precision precision) {
-  if (std::is_same_v<T, float> && precision == Precision::kHalf) {
-    multiply_sliced(operand_.slices.transposed(), 1, y, x, 1);
-  } else if (operand_.count > 0) {
-    multiply_sliced(operand_.slices.transposed(), operand_.count, y, x, kAllSlices);
-  } else {
-    multiply(operand_.weight.transposed(), y, x);
-  }
+  multiply_weight({operand_.weight.transposed(), operand_.slices.transposed(), operand_.count}, y, x, precision);
 }
 
 template <typename T>

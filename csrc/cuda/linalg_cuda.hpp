@@ -65,6 +65,8 @@ class LinalgCuda final : public Linalg<T> {
   // Scratch that grows and is kept.
   template <typename E>
   static E* room(const CudaContext& context, DeviceArray<E>& scratch, int64_t n);
+  // c = a b, a the weight or its transpose.
+  void multiply_weight(const Operand<T>& a, Block<const T> b, Block<T> c, Precision precision);
   // c = a b where a is `count` slices and b, much narrower, is cut into `cut`; those of lesser order are left out.
   void multiply_sliced(const Slices& a, int count, Block<const T> b, Block<T> c, int cut);
   // x's slices, dense in x's orientation, at data.
