@@ -1,6 +1,6 @@
 #include "products_aten.hpp"
 
-#include <exception>
+#include <atomic>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -25,30 +25,8 @@ Tensor linear(const Tensor& x, const Tensor& w) {
   return take(stack[0]);
 }
 
-// Whether float32 products are oneDNN's. MKL runs its AVX2 kernels on AMD's processors although they have AVX-512:
-// 110 GF/s a core where oneDNN has 240 (DEVNOTES.md, "CPU schedule").
-bool find_onednn() {
-#if defined(__x86_64__)
-  if (!__builtin_cpu_is("amd") || !__builtin_cpu_supports("avx512f")) {
-    return false;
-  }
-  try {  // not every build of torch has it
-    float number = 1;
-    const Tensor one = view(Block<float>::dense(&number, 1, 1, 1));
-    linear(one, one);
-    return true;
-  } catch (const std::exception&) {
-    return false;
-  }
-#else
-  return false;
-#endif
-}
-
-bool has_onednn() {
-  static const bool found = find_onednn();
-  return found;
-}
+// Whether float32 products are oneDNN's: laser_kernels/_ext.py decides, once.
+std::atomic<bool> onednn{false};
 
 bool row_major(const Block<const float>& x) { return x.col_stride == 1 && x.row_stride == x.cols; }
 
@@ -70,7 +48,7 @@ void multiply_onednn(Block<const float> a, Block<const float> b, Block<float> c)
 template <typename T>
 void lower_gram(Block<const T> a, Block<T> g) {
   const int64_t n = a.cols;
-  if (n <= kGramWhole || (std::is_same_v<T, float> && has_onednn())) {
+  if (n <= kGramWhole || (std::is_same_v<T, float> && onednn)) {
     multiply<T>(a.transposed(), a, g);
     return;
   }
@@ -83,10 +61,12 @@ void lower_gram(Block<const T> a, Block<T> g) {
 
 }  // namespace
 
+extern "C" __attribute__((visibility("default"))) void laser_multiply_by_onednn(int yes) { onednn = yes != 0; }
+
 template <typename T>
 void multiply(Block<const T> a, Block<const T> b, Block<T> c) {
   if constexpr (std::is_same_v<T, float>) {
-    if (c.count == 1 && 2.0 * double(a.rows) * double(a.cols) * double(c.cols) >= kOneDnnFlops && has_onednn()) {
+    if (c.count == 1 && 2.0 * double(a.rows) * double(a.cols) * double(c.cols) >= kOneDnnFlops && onednn) {
       multiply_onednn(a, b, c);
       return;
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import laser_kernels as lk
-from laser_kernels import ops
+from laser_kernels import _ext, ops
 from laser_kernels.testing import eps, llm_like, optimal_residual, residual
 
 L = torch.ops.laser_kernels
@@ -115,10 +115,21 @@ def test_prepare_sees_norm_top_and_bad_values():
         assert L.prepare(bad)[:, 1].isfinite().tolist() == [True, False]
 
 
+@pytest.fixture(params=["mkl", "onednn"])
+def library(request):
+    """What multiplies large float32 matrices."""
+    if request.param == "onednn" and not _ext.has_onednn():
+        pytest.skip("this torch has no oneDNN")
+    usual = _ext.prefers_onednn()
+    _ext.multiply_by_onednn(request.param == "onednn")
+    yield
+    _ext.multiply_by_onednn(usual)
+
+
 @pytest.mark.parametrize("n", [128, 129, 145, 257])  # from 129 on by halves
 @pytest.mark.parametrize("m", [300, 700])
 @pytest.mark.parametrize("count", [1, 2])
-def test_large_gram_is_symmetric_and_as_exact(count, m, n):
+def test_large_gram_is_symmetric_and_as_exact(count, m, n, library):
     a = llm_like(count * m, n).reshape(count, m, n)
     g, exact = L.gram(a), a.double().mT @ a.double()
     assert torch.equal(g, g.mT)
@@ -128,7 +139,7 @@ def test_large_gram_is_symmetric_and_as_exact(count, m, n):
 @pytest.mark.parametrize("route", ["randomized", "gram_eigh", "spectral"])
 @pytest.mark.parametrize("shape", [(420, 310), (310, 420)], ids=str)
 @pytest.mark.parametrize("view", ["dense", "columns", "transposed"])
-def test_products_large_enough_for_another_library(shape, view, route):
+def test_products_large_enough_for_another_library(shape, view, route, library):
     base = llm_like(470, 470, 3)
     weight = base[: shape[0], : shape[1]]
     weight = {"dense": weight.contiguous(), "columns": weight, "transposed": weight.T.contiguous().T}[view]
