@@ -24,21 +24,11 @@ bool cpu_multiplies_bfloat16() {
 #endif
 }
 
-// AMD's processors with AVX-512: MKL runs its AVX2 kernels there, 110 GF/s a core where oneDNN has 240.
-bool cpu_prefers_onednn() {
-#if defined(__x86_64__)
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.attr("built_with_cuda") = bool(LASER_BUILT_CUDA);
   m.attr("cpu_multiplies_bfloat16") = cpu_multiplies_bfloat16();
-  m.attr("cpu_prefers_onednn") = cpu_prefers_onednn();
   m.def(
       "philox4x32",
       [](std::vector<uint32_t> counter, uint32_t key0, uint32_t key1) {

@@ -1,13 +1,15 @@
 #include "products_aten.hpp"
 
 #include <atomic>
-#include <optional>
-#include <string>
 #include <type_traits>
-#include <vector>
 
 #include "aten.hpp"
 #include "cpu/kernels.hpp"
+
+// oneDNN's product in torch's C shim, of which AOTInductor's programs are made. Null in a torch without oneDNN.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(
+    AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle* bias, const char* attr, const double** scalars,
+    int64_t scalars_len, const char** algorithm, AtenTensorHandle* product);
 
 namespace laser::aten {
 namespace {
@@ -20,13 +22,26 @@ constexpr double kOneDnnFlops = 2e6;
 
 // x w^T in float32. w is row-major or column-major: for other strides oneDNN has loops a thousand times slower.
 Tensor linear(const Tensor& x, const Tensor& w) {
-  auto stack = call("mkldnn::_linear_pointwise", "", x, w, std::optional<Tensor>{}, std::string("none"),
-                    std::vector<double>{}, std::optional<std::string>(""));
-  return take(stack[0]);
+  AtenTensorHandle product = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu__linear_pointwise(x.get(), w.get(), nullptr, "none", nullptr, 0, nullptr, &product));
+  return Tensor(product);
 }
 
-// Whether float32 products are oneDNN's: laser_kernels/_ext.py decides, once.
-std::atomic<bool> onednn{false};
+// AMD's processors with AVX-512: MKL runs its AVX2 kernels there, 110 GF/s a core where oneDNN has 240 (DEVNOTES.md,
+// "CPU schedule").
+bool prefers_onednn() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
+bool has_onednn() { return aoti_torch_cpu__linear_pointwise != nullptr; }
+
+std::atomic<bool> onednn{has_onednn() && prefers_onednn()};
 
 bool row_major(const Block<const float>& x) { return x.col_stride == 1 && x.row_stride == x.cols; }
 
@@ -61,7 +76,11 @@ void lower_gram(Block<const T> a, Block<T> g) {
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void laser_multiply_by_onednn(int yes) { onednn = yes != 0; }
+// For tests: large float32 products are oneDNN's from now on, or MKL's. Says what they were; -1 where torch has no
+// oneDNN.
+extern "C" __attribute__((visibility("default"))) int laser_multiply_by_onednn(int yes) {
+  return has_onednn() ? onednn.exchange(yes != 0) : -1;
+}
 
 template <typename T>
 void multiply(Block<const T> a, Block<const T> b, Block<T> c) {
