@@ -6,7 +6,8 @@
 #include "aten.hpp"
 #include "cpu/kernels.hpp"
 
-// oneDNN's product in torch's C shim, of which AOTInductor's programs are made. Null in a torch without oneDNN.
+// oneDNN's product in torch's C shim, of which AOTInductor's programs are made; null in a torch without oneDNN.
+// Declared as in torch/csrc/inductor/aoti_torch/c/shim_cpu.h, which the stable ABI may not include.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(
     AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle* bias, const char* attr, const double** scalars,
     int64_t scalars_len, const char** algorithm, AtenTensorHandle* product);
@@ -19,6 +20,8 @@ constexpr int64_t kGramWhole = 128;
 
 // Flops from which a float32 product is oneDNN's: either library takes 20 us for as many, one thread.
 constexpr double kOneDnnFlops = 2e6;
+
+bool has_onednn() { return aoti_torch_cpu__linear_pointwise != nullptr; }
 
 // x w^T in float32. w is row-major or column-major: for other strides oneDNN has loops a thousand times slower.
 Tensor linear(const Tensor& x, const Tensor& w) {
@@ -38,8 +41,6 @@ bool prefers_onednn() {
   return false;
 #endif
 }
-
-bool has_onednn() { return aoti_torch_cpu__linear_pointwise != nullptr; }
 
 std::atomic<bool> onednn{has_onednn() && prefers_onednn()};
 
@@ -63,7 +64,7 @@ void multiply_onednn(Block<const float> a, Block<const float> b, Block<float> c)
 template <typename T>
 void lower_gram(Block<const T> a, Block<T> g) {
   const int64_t n = a.cols;
-  if (n <= kGramWhole || (std::is_same_v<T, float> && onednn)) {
+  if (n <= kGramWhole || (std::is_same_v<T, float> && a.count == 1 && onednn)) {
     multiply<T>(a.transposed(), a, g);
     return;
   }

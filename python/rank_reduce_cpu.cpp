@@ -33,12 +33,12 @@ constexpr int64_t kGroupElements = 1 << 15;
 
 int64_t tile_rows(int64_t cols) { return std::max<int64_t>(1, kTileElements / cols); }
 
-// The group's weights in the working type, row-major in their own orientation; a view where nothing
-// must change.
+// The group's weights in the working type, row-major in their own orientation, rows one behind the other; a view where
+// nothing must change. (oneDNN would copy other rows in every product.)
 template <typename T>
 Block<const T> load_group(const Weight& w, int64_t first, int64_t count, const int* exponent, Memory<T>& copy) {
   const bool same_type = w.dtype == (std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32);
-  if (same_type && std::all_of(exponent, exponent + count, [](int e) { return e == 0; })) {
+  if (same_type && w.row_stride == w.cols && std::all_of(exponent, exponent + count, [](int e) { return e == 0; })) {
     const T* data = static_cast<const T*>(w.data) + first * w.stride;
     return {data, count, w.rows, w.cols, w.stride, w.row_stride, 1};
   }

@@ -6,25 +6,45 @@ import pytest
 import torch
 
 import laser_kernels as lk
-from laser_kernels import testing
+from laser_kernels import ops, testing
 from laser_kernels.exact_math import exact_math
 
 CPU = torch.backends.mkldnn.matmul
 
 
-@pytest.fixture
-def medium():
-    """What lets CPUs with bfloat16 instructions round operands of float32 products."""
-    torch.set_float32_matmul_precision("medium")
+@pytest.fixture(autouse=True)
+def untouched():
     yield
     torch.set_float32_matmul_precision("highest")
+    CPU.fp32_precision = "none"
+
+
+@pytest.fixture
+def medium():
+    """What lets a CPU with products of bfloat16 round the operands of float32 ones."""
+    torch.set_float32_matmul_precision("medium")
+    assert CPU.fp32_precision == "bf16"
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The setting during each compiled op that is called."""
+    settings = []
+
+    class Watched:
+        def __getattr__(self, name):
+            settings.append(CPU.fp32_precision)
+            return getattr(torch.ops.laser_kernels, name)
+
+    monkeypatch.setattr(ops, "backend", lambda device: Watched())
+    return settings
 
 
 @pytest.mark.parametrize("route", ["randomized", "gram_eigh", "spectral"])
-def test_results_do_not_depend_on_the_setting(route, medium):
+def test_ops_run_with_exact_products(route, medium, seen):
     weight = testing.llm_like(200, 150, seed=1).float()
     allowed = lk.low_rank(weight, 40, tol=1e-4, route=route)
-    assert CPU.fp32_precision == "bf16"  # as it was
+    assert set(seen) == {"ieee"} and CPU.fp32_precision == "bf16"
     torch.set_float32_matmul_precision("highest")
     assert torch.equal(lk.low_rank(weight, 40, tol=1e-4, route=route), allowed)
 
@@ -39,6 +59,15 @@ def test_the_setting_is_off_inside_and_restored(medium):
     with pytest.raises(RuntimeError, match="within"), exact_math("cpu"):
         raise RuntimeError("within")
     assert CPU.fp32_precision == "bf16"
+
+
+def test_what_was_inherited_stays_inherited():
+    with torch.backends.flags(fp32_precision="bf16"):
+        assert CPU.fp32_precision == "bf16"
+        with exact_math("cpu"):
+            assert CPU.fp32_precision == "ieee"
+        assert CPU.fp32_precision == "bf16"
+    assert CPU.fp32_precision == "none"
 
 
 def test_the_last_of_several_threads_restores_it(medium):
@@ -60,8 +89,17 @@ def test_the_last_of_several_threads_restores_it(medium):
     assert CPU.fp32_precision == "bf16"
 
 
+@pytest.mark.parametrize("choice", ["highest", "medium"])
+def test_what_somebody_sets_meanwhile_holds_but_not_for_the_next_call(choice, medium):
+    with exact_math("cpu"):
+        torch.set_float32_matmul_precision(choice)
+        with exact_math("cpu"):
+            assert CPU.fp32_precision == "ieee"
+    assert torch.get_float32_matmul_precision() == choice  # it raises where old and new settings contradict each other
+
+
 def test_nothing_is_touched_where_products_are_exact():
-    before = CPU.fp32_precision
-    with exact_math("cpu"), exact_math("meta"):
-        assert CPU.fp32_precision == before
-    assert CPU.fp32_precision == before
+    assert CPU.fp32_precision == "none"
+    with exact_math("cpu"), exact_math("cuda"), exact_math("meta"):
+        assert CPU.fp32_precision == "none"
+    assert CPU.fp32_precision == "none"

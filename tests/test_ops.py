@@ -121,10 +121,10 @@ def library(request):
     """What multiplies large float32 matrices."""
     switch = ctypes.CDLL(str(LIBRARY)).laser_multiply_by_onednn
     usual = switch(request.param == "onednn")
-    if usual < 0:
+    if usual < 0 and request.param == "onednn":
         pytest.skip("this torch has no oneDNN")
     yield
-    switch(usual)
+    switch(max(usual, 0))
 
 
 @pytest.mark.parametrize("n", [128, 129, 145, 257])  # from 129 on by halves
