@@ -1,6 +1,6 @@
-"""Float32 products in float32 on a CPU, whatever `torch.set_float32_matmul_precision` and `torch.backends` allow to the rest of
-the process: where they allow bfloat16 or TF32, and the processor has that, no certificate would be about the products that
-ran. On a GPU, csrc/cuda/products.hpp sees to it (ExactMath)."""
+"""Float32 products in float32 on a CPU, whatever `torch.set_float32_matmul_precision` and `torch.backends` allow to the
+rest of the process: where they allow bfloat16 or TF32, and the processor has that, no certificate would be about the
+products that ran. On a GPU, csrc/cuda/products.hpp sees to it (ExactMath)."""
 
 from __future__ import annotations
 
