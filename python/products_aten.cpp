@@ -59,8 +59,8 @@ void multiply_onednn(Block<const float> a, Block<const float> b, Block<float> c)
   copy_into(direct ? linear(view(a), packed(bt)) : linear(view(bt), packed(a)), direct ? c : c.transposed());
 }
 
-// The lower triangle of g = a^T a, and something above. MKL's symmetric product is not ATen's: two halves by recursion
-// and one product for the square between them, 53 % of the flops at n = 2048. oneDNN would copy the halves.
+// The lower triangle of g = a^T a, and something above. ATen has no symmetric product: two halves by recursion and one
+// product for the square between them, 53 % of the flops at n = 2048. oneDNN would copy the halves, and forms it whole.
 template <typename T>
 void lower_gram(Block<const T> a, Block<T> g) {
   const int64_t n = a.cols;
