@@ -14,7 +14,7 @@ import time
 import pytest
 import tiny_checkpoints as tiny
 
-from laser_kernels.checkpoint import pipeline, writer
+from laser_kernels.checkpoint import pipeline, syncing, writer
 from laser_kernels.checkpoint.journal import JOURNAL_NAME
 from laser_kernels.checkpoint.reader import Reader
 from laser_kernels.checkpoint.reduce import reduce_checkpoint
@@ -235,7 +235,7 @@ def slow_disk(monkeypatch):
             go_on.wait(10)
         real(descriptor)
 
-    monkeypatch.setattr(writer, "SYNC_BYTES", 1)
+    monkeypatch.setattr(syncing, "SYNC_BYTES", 1)
     monkeypatch.setattr(os, "fsync", fsync)
     return begun, go_on
 
@@ -302,7 +302,7 @@ def test_a_failed_sync_is_told_and_what_it_lost_is_done_again(moment, tmp_path, 
         real_publish(self, shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "SYNC_BYTES", 1 if moment != "in publish" else 1 << 40)
+        patch.setattr(syncing, "SYNC_BYTES", 1 if moment != "in publish" else 1 << 40)
         patch.setattr(os, "fsync", fsync)
         patch.setattr(writer.Writer, "publish", publish)
         with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be written \(No space left"):

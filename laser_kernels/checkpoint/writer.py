@@ -15,13 +15,10 @@ from typing import Any
 from laser_kernels.checkpoint.journal import JOURNAL_NAME, Journal
 from laser_kernels.checkpoint.layout import ShardLayout
 from laser_kernels.checkpoint.reader import SINGLE_NAME, Reader
+from laser_kernels.checkpoint.syncing import Syncer
 from laser_kernels.errors import CheckpointError
 
 CHUNK = 8 << 20
-# A thread of its own writes what has gathered through to the disk, beside the computing, so that little is left for the
-# end: about this much work is lost when the machine goes down.
-SYNC_BYTES = 32 << 20
-SYNC_SECONDS = 20.0
 
 
 def partial_name(file: str) -> str:
@@ -86,10 +83,6 @@ class Writer:
         self._lock = threading.RLock()
         self._open: dict[int, int] = {}
         self._syncing = threading.RLock()  # held while a file is synced or closed; taken before _lock
-        self._gathered = threading.Condition(self._lock)
-        self._gathered_bytes = 0
-        self._closing = False
-        self._failure: BaseException | None = None  # of the syncing thread
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             others = [path.name for path in folder.iterdir() if path.name != JOURNAL_NAME]
@@ -108,8 +101,7 @@ class Writer:
             except BaseException:
                 self._close_files()
                 raise
-        self._syncer = threading.Thread(target=self._keep_syncing, daemon=True)
-        self._syncer.start()
+        self._syncer = Syncer(self._sync_all)
 
     def _path(self, shard: int) -> Path:
         return self.folder / self.layouts[shard].file
@@ -139,7 +131,7 @@ class Writer:
 
     def _descriptor(self, shard: int) -> int:
         with self._lock:
-            self._check()
+            self._syncer.check()
             if shard not in self._open:
                 layout, partial = self.layouts[shard], self._partial(shard)
                 partial.parent.mkdir(parents=True, exist_ok=True)
@@ -195,40 +187,23 @@ class Writer:
     def step_done(self, shard: int, step: int, nbytes: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Note a finished step; the shard's file gets its name with the last one, unless it must come last of all."""
         with self._lock, explained(self.journal.path):
-            self._check()
+            self._syncer.check()
             self._left[shard] -= (shard, step) not in self.journal.done
             self.journal.add(shard, step, rows)
-            self._gathered_bytes += nbytes
-            self._gathered.notify()
+        self._syncer.wrote(nbytes)
         self.publish_if_complete(shard)
 
-    def _keep_syncing(self) -> None:
-        """The syncing thread: what has been written, through to the disk. Ends with the first failure."""
-        try:
-            while True:
-                with self._gathered:
-                    self._gathered.wait_for(lambda: self._closing or self._gathered_bytes >= SYNC_BYTES, SYNC_SECONDS)
-                    if self._closing:
-                        return
-                    self._gathered_bytes = 0
-                    waiting = [shard for shard in self._open if self.journal.unsynced(shard)]
-                for shard in waiting:
-                    self._sync(shard)
-        except BaseException as error:
-            self._failure = self._failure or error
-
-    def _check(self) -> None:
-        """Raise what the syncing thread met, or that nothing may be written any more."""
-        if self._failure is not None:
-            raise self._failure
-        if self._closing:
-            raise RuntimeError(f"{self.folder}: the writer is closed")
+    def _sync_all(self) -> None:
+        with self._lock:
+            waiting = [shard for shard in self._open if self.journal.unsynced(shard)]
+        for shard in waiting:
+            self._sync(shard)
 
     def _sync(self, shard: int) -> None:
         """Write a shard through to the disk if it is open, and note which steps that makes safe."""
         with self._syncing:
             with self._lock:
-                self._check()
+                self._syncer.check()
                 descriptor, steps = self._open.get(shard), self.journal.unsynced(shard)
             if descriptor is None:
                 return
@@ -246,7 +221,7 @@ class Writer:
     def _lose(self, shard: int, descriptor: int, error: CheckpointError) -> None:
         """A sync has failed: the system tells that once, and may have dropped any page that was not yet on the disk."""
         with self._lock:
-            self._failure = error
+            self._syncer.fail(error)
             try:
                 self.journal.lost(shard, self.journal.unsynced(shard))
             except OSError:
@@ -316,11 +291,8 @@ class Writer:
 
     def close(self) -> None:
         """Close what is open. Partial files and the journal stay for a resume."""
-        with self._gathered:
-            self._closing = True
-            self._gathered.notify()
         try:
-            self._syncer.join()
+            self._syncer.close()
         finally:
             self._close_files()
 
