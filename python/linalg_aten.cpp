@@ -144,11 +144,6 @@ void LinalgAten<T>::select(const std::vector<int64_t>& matrices) {
 }
 
 template <typename T>
-std::unique_ptr<Linalg<T>> LinalgAten<T>::only(int64_t b) {
-  return std::make_unique<LinalgAten>(weight_.matrix(b), rounded_.matrix(b));
-}
-
-template <typename T>
 void LinalgAten<T>::forward(Block<const T> q, Block<T> y, Precision precision) {
   precision == Precision::kHalf ? together(aten::multiply_half<T>, rounded_, q, y)
                                 : together(aten::multiply<T>, weight_, q, y);

@@ -230,8 +230,7 @@ Prepared prepare_cpu(const Weight& w, int64_t b, bool wide) {
         tiles, [&](int64_t i) { part[i] = cpu::prepare(w, b, i * rows, std::min((i + 1) * rows, w.rows), exponent); });
     cpu::Stats total;  // tiles in order: the same bits at any thread count
     for (const cpu::Stats& s : part) {
-      total.norm2 += s.norm2;
-      total.top = s.top <= total.top ? total.top : s.top;
+      total.add(s);
     }
     return total;
   };

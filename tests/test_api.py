@@ -177,6 +177,15 @@ def test_nonfinite_names_the_matrices_and_touches_nothing(value, dtype):
         lk.low_rank(stack, 4, out=stack)
     assert caught.value.indices == [1, 3]
     assert torch.equal(stack.view(torch.uint8), before.view(torch.uint8))
+    large = torch.stack([llm_like(300, 400, i) for i in range(3)]).to(dtype)
+    large[0, 10, 7] = value
+    before = large.clone()
+    for tol in (1e-3, None):
+        with pytest.raises(lk.NonFiniteError, match="NaN or Inf in matrix 0"):
+            lk.low_rank(large, 30, tol=tol, out=large)
+        with pytest.raises(lk.NonFiniteError, match="NaN or Inf in matrix 0"):
+            lk.truncated_svd(large, 30, tol=tol)
+    assert torch.equal(large.view(torch.uint8), before.view(torch.uint8))
     ragged = [llm_like(20, 10).to(dtype), stack[1], llm_like(20, 10).to(dtype)]
     kept = [a.clone() for a in ragged]
     with pytest.raises(lk.NonFiniteError) as caught:

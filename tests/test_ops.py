@@ -116,6 +116,19 @@ def test_prepare_sees_norm_top_and_bad_values():
         assert L.prepare(bad)[:, 1].isfinite().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_prepare_sees_a_bad_value_anywhere(dtype, value):
+    """Matrices of several of the tiles that the CPU reads at a time."""
+    a = torch.ones(1, 700, 400).to(dtype)
+    missed = []
+    for row in range(0, 700, 23):
+        a[0, row, 399 - row % 400] = value
+        missed += [row] if L.prepare(a)[0, 1].isfinite() else []
+        a[0, row] = 1
+    assert not missed
+
+
 @pytest.fixture(params=["mkl", "onednn"])
 def library(request):
     """What multiplies large float32 matrices."""

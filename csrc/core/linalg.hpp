@@ -4,7 +4,6 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "core/block.hpp"
@@ -26,8 +25,6 @@ class Linalg {
 
   // The calls that follow are about these matrices of the batch, ascending; a new object is about all of them.
   virtual void select(const std::vector<int64_t>& matrices) = 0;
-  // An object like this one for matrix b alone, which is its matrix 0.
-  virtual std::unique_ptr<Linalg> only(int64_t b) = 0;
 
   // --- products with the weights A (m, n), m >= n, that the object was made for; kFull or kHalf
   virtual void forward(Block<const T> q, Block<T> y, Precision precision) = 0;   // y = A q

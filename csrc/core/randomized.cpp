@@ -17,6 +17,7 @@
 // shift of half the block's last value.
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -146,8 +147,8 @@ struct Iteration {
       la.backward(ws.u, ws.x, precision);
     }
     la.ritz_residuals(ws.x, ws.z, theta, residual2);
-    la.judge({theta, residual2, loss, p.norm2, out.progress, nullptr, p.rank, p.block, p.cols, p.tolerance, multiplies,
-              p.max_iter - multiplies, first, p.half});
+    la.judge({theta, residual2, loss, p.norm2, p.whole2, out.progress, nullptr, p.rank, p.block, p.cols - p.locked,
+              p.tolerance, multiplies, p.max_iter - multiplies, first, p.half});
   }
 
   // q <- orth(T_d((2/cut) G - I) z), where x = G z; d = degree, or less so that no more than `target` are done.
@@ -193,12 +194,9 @@ struct Iteration {
     harvest();
   }
 
-  void run() {
+  void run(std::vector<int64_t> running) {
     std::vector<Progress> state(p.count);
-    std::vector<int64_t> running(p.count), some;
-    for (int64_t b = 0; b < p.count; ++b) {
-      running[b] = b;
-    }
+    std::vector<int64_t> some;
     const auto those = [&](const auto& test) {
       some.clear();
       std::copy_if(running.begin(), running.end(), std::back_inserter(some), test);
@@ -245,23 +243,26 @@ ScratchSize randomized_scratch(const SvdProblem& p) {
 }
 
 template <typename T>
-void randomized_on(Linalg<T>& la, const SvdProblem& p, Block<T> g, const Scratch<T>& scratch, const SvdResult<T>& out) {
+void randomized_on(Linalg<T>& la, const SvdProblem& p, const std::vector<int64_t>& matrices, Block<T> g,
+                   const Scratch<T>& scratch, const SvdResult<T>& out) {
   Iteration<T> iteration(la, p, g, scratch, out);
   iteration.start();
-  p.tolerance.tol < 0 ? iteration.run_blind() : iteration.run();
+  p.tolerance.tol < 0 ? iteration.run_blind() : iteration.run(matrices);
 }
 
 template <typename T>
 void randomized(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out) {
-  randomized_on(la, p, {}, scratch, out);
+  std::vector<int64_t> all(p.count);
+  std::iota(all.begin(), all.end(), 0);
+  randomized_on(la, p, all, {}, scratch, out);
 }
 
 template ScratchSize randomized_scratch<float>(const SvdProblem&);
 template ScratchSize randomized_scratch<double>(const SvdProblem&);
-template void randomized_on(Linalg<float>&, const SvdProblem&, Block<float>, const Scratch<float>&,
-                            const SvdResult<float>&);
-template void randomized_on(Linalg<double>&, const SvdProblem&, Block<double>, const Scratch<double>&,
-                            const SvdResult<double>&);
+template void randomized_on(Linalg<float>&, const SvdProblem&, const std::vector<int64_t>&, Block<float>,
+                            const Scratch<float>&, const SvdResult<float>&);
+template void randomized_on(Linalg<double>&, const SvdProblem&, const std::vector<int64_t>&, Block<double>,
+                            const Scratch<double>&, const SvdResult<double>&);
 template void randomized(Linalg<float>&, const SvdProblem&, const Scratch<float>&, const SvdResult<float>&);
 template void randomized(Linalg<double>&, const SvdProblem&, const Scratch<double>&, const SvdResult<double>&);
 

@@ -8,7 +8,8 @@
 //   4 lock       Q = orth( (I + S) Omega / 2 ), (n, R), then once: correct, with theta = the cut that step 1 found
 //   5 top up     V = leading r - R Ritz vectors of (I - Q Q^T) G (I - Q Q^T), by the RANDOMIZED loop
 //   6 certify    H = Q^T G Q, R = G Q - Q H - V V^T G Q, L L^T = H - theta I, theta = V's last Ritz value:
-//                no vector outside reaches theta, so that Q lacks at most ||L^-1 R^T||_F^2; V lacks what the loop says
+//                no vector outside reaches theta, so that Q lacks at most ||L^-1 R^T||_F^2, and ||L^-1 Q^T G v||^2 for
+//                each v of V that it may lower to what is outside; V lacks what the loop says
 //     or correct Q <- orth( Q + R (H - theta/2 I)^-1 ) = orth( (G - theta/2 I) Q (H - theta/2 I)^-1 ), and again from 5
 //
 //        lambda   sigma_1^2 ... ............ | t_1 | ... lambda_r | lambda_r+1 ...........
@@ -27,8 +28,8 @@
 // transform, the window and the certificate are ours (DEVNOTES.md, "SPECTRAL").
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "core/kernel_polynomial.hpp"
@@ -73,8 +74,16 @@ constexpr int64_t kSurplus = 16;
 constexpr int64_t kSurplusShare = 4;
 constexpr int64_t kBlockMultiple = 16;
 
+// A top-up of more than this share of what is left takes all of it: estimates from the few directions outside would
+// have no statistics to stand on.
+constexpr double kNearlyWhole = 0.75;
+
 // The top-up's share of tol. What Q lacks falls by orders of magnitude with each correction, what V lacks costs steps.
 constexpr double kTopUpShare = 0.75;
+
+// Turning Q lowers V's Ritz values; one that is lowered by more than 1 / kLowered of what it lies above the outside may
+// change places with it.
+constexpr double kLowered = 2.0;
 
 // Corrections of Q at most; one that leaves more than this share of what was missing has met rounding.
 constexpr int kCorrections = 3;
@@ -113,23 +122,22 @@ int64_t window_of(const SvdProblem& p) {
   return std::max(kWindow, int64_t(std::lround(kWindowShare * double(p.cols))));
 }
 
-// The top-up as a problem of its own, for `wanted` vectors.
-SvdProblem top_up_of(const SvdProblem& p, int64_t b, int64_t wanted, double share, const double* norm2) {
+// The top-up as a problem of its own, for `wanted` vectors; energy: of what is left, in the Linalg's memory.
+SvdProblem top_up_of(const SvdProblem& p, int64_t wanted, const double* energy) {
   const int64_t surplus = std::max(kSurplus, wanted / kSurplusShare);
   const int64_t rounded = (wanted + surplus + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
   SvdProblem q = p;
-  q.count = 1;
   q.rows = p.cols;
-  q.norm2 = norm2;
+  q.norm2 = energy;
+  q.whole2 = p.norm2;
   q.rank = wanted;
-  q.block = std::min(rounded, p.cols - p.rank + wanted);
+  q.locked = p.rank - wanted;
+  const int64_t whole = p.cols - q.locked;
+  q.block = double(rounded) < kNearlyWhole * double(whole) ? rounded : whole;
   q.gram = true;
   q.half = false;
   q.tolerance.tol *= p.tolerance.tol < 0 ? 1 : kTopUpShare;
-  q.tolerance.noise /= share;  // of this problem's energy
-  q.tolerance.floor /= std::sqrt(share);
   q.seed = p.seed + kTopUpStream;
-  q.keys = p.keys + b;
   return q;
 }
 
@@ -147,9 +155,9 @@ template <typename T>
 struct Workspace {
   Block<T> g, t, x, y, z;        // (count, n, n)
   Block<T> now, coming, before;  // (count, n, kProbes): three terms of a recurrence
-  T* one;                        // of steps 4 to 6, for one matrix: Completion
+  T* completion;                 // of steps 4 to 6: Completion
   Scratch<T> loop;               // of the top-up
-  double *sums, *energy;         // (kMoments + 1, count), (1)
+  double *sums, *energy;         // (kMoments + 1, count), (count)
   ScratchSize size;
 
   Workspace(const SvdProblem& p, const Scratch<T>& base) {
@@ -166,54 +174,59 @@ struct Workspace {
     for (Block<T>* thin : {&now, &coming, &before}) {
       *thin = Block<T>::dense(take(p.count * n * kProbes), p.count, n, kProbes);
     }
-    one = take(4 * n * r + 3 * r * r + 2 * n * most + most * r + 2 * most * most);
-    const ScratchSize inner = randomized_scratch<T>(top_up_of(p, 0, most, 1, nullptr));
+    completion = take(p.count * (4 * n * r + 3 * r * r + 2 * n * most + most * r + 2 * most * most));
+    SvdProblem largest = top_up_of(p, most, nullptr);  // smaller ones may take a block that is whole
+    largest.block = std::min(n - r + most, int64_t(std::ceil(double(largest.block) / kNearlyWhole)));
+    const ScratchSize inner = randomized_scratch<T>(largest);
     sums = base.doubles;
     energy = sums + (kMoments + 1) * p.count;
-    loop = {take(inner.elements), energy + 1};
-    size = {next - base.elements, (kMoments + 1) * p.count + 1 + inner.doubles};
+    loop = {take(inner.elements), energy + p.count};
+    size = {next - base.elements, (kMoments + 2) * p.count + inner.doubles};
   }
 };
 
-// Steps 4 to 6 for matrix b of the problem, which is matrix 0 to `la`.
+// Steps 4 to 6 for some matrices of the problem, with one number of columns from the projector for all: range(P) has a
+// few more for some, and what Q leaves of it comes back in V.
 template <typename T>
 struct Completion {
   Linalg<T>& la;
   const SvdProblem& p;
   const Workspace<T>& ws;
   const SvdResult<T>& out;
-  const int64_t b, n, locked, wanted;  // wanted: columns of V
-  const Block<T> g, rest, square;      // (n, n)
-  Block<T> q, gq, r, s;                // (n, locked)
-  Block<T> h, f, w;                    // (locked, locked)
-  Block<T> v, u;                       // (n, wanted)
-  Block<T> turned;                     // (wanted, locked)
-  Block<T> gram, factor;               // (wanted, wanted)
-  const double norm2;
-  double& products;
-  Progress progress;    // of V, then of both
-  double cut = 0;       // V's last Ritz value
-  bool misled = false;  // by the projector, beyond what corrections can mend
+  const int64_t n, locked, wanted;  // wanted: columns of V
+  const Block<T> rest, square;      // (count, n, n)
+  Block<T> q, gq, r, s;             // (count, n, locked)
+  Block<T> h, f, w;                 // (count, locked, locked)
+  Block<T> v, u;                    // (count, n, wanted)
+  Block<T> turned;                  // (count, wanted, locked)
+  Block<T> gram, factor;            // (count, wanted, wanted)
+  const std::vector<double>& norm2;
+  std::vector<double>& products;
+  std::vector<Progress>& progress;  // of V, then of both
+  std::vector<double> cut;          // V's last Ritz value
+  std::vector<double> gap;          // (count, wanted): V's Ritz values above what is outside
+  std::vector<int64_t> selected;
 
-  Completion(Linalg<T>& la, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t b,
-             int64_t locked, double norm2, double& products)
+  Completion(Linalg<T>& la, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t locked,
+             const std::vector<double>& norm2, std::vector<double>& products, std::vector<Progress>& progress)
       : la(la),
         p(p),
         ws(ws),
         out(out),
-        b(b),
         n(p.cols),
         locked(locked),
         wanted(p.rank - locked),
-        g(ws.g.matrix(b)),
-        rest(ws.t.matrix(b)),
-        square(ws.y.matrix(b)),
+        rest(ws.t),
+        square(ws.y),
         norm2(norm2),
-        products(products) {
-    T* next = ws.one;
+        products(products),
+        progress(progress),
+        cut(p.count),
+        gap(p.count * (p.rank - locked)) {
+    T* next = ws.completion;
     const auto take = [&](int64_t rows, int64_t cols) {
-      const Block<T> block = Block<T>::dense(next, 1, rows, cols);
-      next += rows * cols;
+      const Block<T> block = Block<T>::dense(next, p.count, rows, cols);
+      next += p.count * rows * cols;
       return block;
     };
     for (Block<T>* thin : {&q, &gq, &r, &s}) {
@@ -229,34 +242,43 @@ struct Completion {
     factor = take(wanted, wanted);
   }
 
+  void select(const std::vector<int64_t>& matrices) {
+    selected = matrices;
+    la.select(matrices);
+  }
+
+  void spend(double cubes) {
+    for (int64_t b : selected) {
+      products[b] += cubes;
+    }
+  }
+
   void multiply(Block<const T> a, Block<const T> c, Block<T> to) {
     la.multiply_rounded(a, c, to, Precision::kFull);
-    products += cubes(a, c, n);
+    spend(cubes(a, c, n));
   }
 
-  double norm_of(Block<const T> x) {
-    la.dot(x, x, ws.sums);
-    return first(ws.sums);
-  }
+  // The k-th row of ws.sums: a number per matrix.
+  double* sums(int k) const { return ws.sums + k * p.count; }
 
-  double first(const double* there) {
-    std::vector<double> host(1);
+  std::vector<double> read(const double* there) {
+    std::vector<double> host(p.count);
     la.read(there, host);
-    return host[0];
+    return host;
   }
 
   // Step 4: q <- orth( (I + S) Omega / 2 ).
   void lock(Precision precision) {
-    la.sketch(r, p.seed + kLockStream, p.keys + b);
-    la.multiply_rounded(ws.x.matrix(b), r, q, precision);
-    products += double(locked) / double(n);
+    la.sketch(r, p.seed + kLockStream, p.keys);
+    la.multiply_rounded(ws.x, r, q, precision);
+    spend(double(locked) / double(n));
     la.add(0.5, r, 0.5, q);
     la.orthonormalize(q, h, f, kLockPasses);
   }
 
   // gq = G Q, h = Q^T G Q, r = G Q - Q h.
   void project() {
-    multiply(g, q, gq);
+    multiply(ws.g, q, gq);
     multiply(q.transposed(), gq, f);
     la.copy(f, h);  // what it held may be no number
     la.add_symmetric(0.5, f, 0, h);
@@ -269,30 +291,8 @@ struct Completion {
     la.copy(gq, s);
     la.add(0.5, r, 0.5, s);
     multiply(q, s.transposed(), square);
-    la.copy(g, rest);
+    la.copy(ws.g, rest);
     la.add_symmetric(-1, square, 1, rest);
-  }
-
-  // Step 5. False where it failed; progress says how.
-  bool top_up() {
-    find_rest();
-    const double share = first(ws.energy) / norm2;
-    if (!(share > p.tolerance.noise)) {  // nothing but rounding is left
-      progress.status = Status::kPrecision;
-      return false;
-    }
-    const SvdProblem problem = top_up_of(p, b, wanted, share, ws.energy);
-    randomized_on(la, problem, rest, ws.loop, {{}, v, out.progress + b});
-    std::vector<Progress> host(1);
-    la.read(out.progress + b, host);
-    progress = host[0];
-    products += double(progress.iterations * problem.block) / double(n);
-    cut = first(ws.loop.doubles + wanted - 1);
-    if (progress.status != Status::kOk && progress.status != Status::kUncertified) {
-      return false;
-    }
-    settle();
-    return true;
   }
 
   // What G has outside Q, and its energy.
@@ -300,6 +300,48 @@ struct Completion {
     project();
     deflate();
     la.trace(rest, ws.energy);
+  }
+
+  // Step 5. Returns those where it succeeded; the progress of the others says how it failed.
+  std::vector<int64_t> top_up(const std::vector<int64_t>& matrices) {
+    std::vector<int64_t> some, done;
+    select(matrices);
+    find_rest();
+    const std::vector<double> energy = read(ws.energy);
+    for (int64_t b : matrices) {
+      if (energy[b] > p.tolerance.noise * norm2[b]) {
+        some.push_back(b);
+      } else {  // nothing but rounding is left
+        progress[b].status = Status::kPrecision;
+      }
+    }
+    if (some.empty()) {
+      return some;
+    }
+    select(some);
+    const SvdProblem problem = top_up_of(p, wanted, ws.energy);
+    randomized_on(la, problem, some, rest, ws.loop, {{}, v, out.progress});
+    std::vector<Progress> found(p.count);
+    std::vector<double> theta(p.count * problem.block), residual2(p.count * problem.block);
+    la.read(out.progress, found);
+    la.read(ws.loop.doubles, theta);
+    la.read(ws.loop.doubles + p.count * problem.block, residual2);
+    for (int64_t b : some) {
+      progress[b] = found[b];
+      products[b] += double(found[b].iterations * problem.block) / double(n);
+      const double* ritz = &theta[b * problem.block];
+      cut[b] = ritz[wanted - 1];
+      const double outside = ritz[wanted] + std::sqrt(residual2[b * problem.block + wanted]);
+      std::transform(ritz, ritz + wanted, &gap[b * wanted], [outside](double x) { return x - outside; });
+      if (found[b].status == Status::kOk || found[b].status == Status::kUncertified) {
+        done.push_back(b);
+      }
+    }
+    if (!done.empty()) {
+      select(done);
+      settle();
+    }
+    return done;
   }
 
   // v <- orth( (I - Q Q^T) v ): rest has q in its null space to rounding only.
@@ -310,132 +352,201 @@ struct Completion {
     la.orthonormalize(v, gram, factor, kPasses);
   }
 
-  // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks, at most. Infinite where an eigenvalue of
-  // h does not exceed cut.
-  double loss() {
+  // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks, at most, but for what it lowers V's
+  // values by. Infinite where an eigenvalue of h does not exceed cut.
+  std::vector<double> loss() {
     multiply(v.transposed(), r, turned);
     multiply(v, turned, s);
     la.add(-1, s, 1, r);
-    divide(cut, f);
-    if (first(ws.sums) != 0) {
-      return std::numeric_limits<double>::infinity();
-    }
+    divide(cut);
     multiply(r, f.transposed(), s);
-    return norm_of(s) / cut;
+    la.dot(s, s, sums(1));
+    const std::vector<double> failed = read(sums(0)), squares = read(sums(1)), lowered = lowering();
+    std::vector<double> missing(p.count);
+    for (int64_t b : selected) {
+      missing[b] = squares[b] / cut[b];
+      for (int64_t i = b * wanted; i < (b + 1) * wanted; ++i) {
+        const double by = lowered[i] / cut[b];
+        missing[b] += std::clamp(kLowered * by - gap[i], 0.0, by);
+      }
+      missing[b] = failed[b] != 0 ? std::numeric_limits<double>::infinity() : missing[b];
+    }
+    return missing;
   }
 
-  // inverse <- L^-1, L L^T = h/level - I. ws.sums: not 0 where that is not positive definite.
-  void divide(double level, Block<T> inverse) {
-    const double scale = 1 / level, shift = -1;
-    la.affine(h, &scale, &shift, w);
-    la.inverse_factor(w, inverse, ws.sums);
-    products += std::pow(double(locked) / double(n), 3) / 3;
+  // Squared norms of the columns of L^-1 turned^T. What the loop left in its doubles is lost.
+  std::vector<double> lowering() {
+    const Block<T> x = u.corner(0, 0, locked, wanted);
+    std::vector<double> host(p.count * wanted, 0.0);
+    double *zero = ws.loop.doubles, *norms2 = zero + p.count * wanted;
+    la.send(host.data(), zero, host.size() * sizeof(double));
+    multiply(f, turned.transposed(), x);
+    la.ritz_residuals(x, x, zero, norms2);
+    la.read(norms2, host);
+    return host;
+  }
+
+  // f <- L^-1, L L^T = h/level - I. sums(0): not 0, and f = 0, where that is not positive definite.
+  void divide(const std::vector<double>& level) {
+    std::vector<double> scale(p.count), shift(p.count, -1.0);
+    std::transform(level.begin(), level.end(), scale.begin(), [](double x) { return 1 / x; });
+    la.affine(h, scale.data(), shift.data(), w);
+    la.inverse_factor(w, f, sums(0));
+    spend(std::pow(double(locked) / double(n), 3) / 3);
   }
 
   // q <- orth( q + r (h - level I)^-1 ), f being divide's.
-  void turn(double level) {
+  void turn(const std::vector<double>& level) {
+    std::vector<double> scale(p.count), shift(p.count, 0.0);
+    std::transform(level.begin(), level.end(), scale.begin(), [](double x) { return 1 / std::sqrt(x); });
+    la.affine(f, scale.data(), shift.data(), f);
     multiply(r, f.transposed(), s);
     multiply(s, f, r);
-    la.add(1 / level, r, 1, q);
+    la.add(1, r, 1, q);
     la.orthonormalize(q, h, f, kPasses);
   }
 
-  // False where h reaches down to the level.
-  bool correct(double level) {
-    divide(level, f);
-    if (first(ws.sums) != 0) {
-      return false;
+  // Returns those that could be corrected: h reaches down to the level of the others.
+  std::vector<int64_t> correct(const std::vector<int64_t>& matrices, std::vector<double> level) {
+    std::vector<int64_t> some;
+    for (double& x : level) {
+      x /= 2;
     }
-    turn(level);
-    return true;
+    select(matrices);
+    divide(level);
+    const std::vector<double> failed = read(sums(0));
+    std::copy_if(matrices.begin(), matrices.end(), std::back_inserter(some), [&](int64_t b) { return failed[b] == 0; });
+    if (!some.empty()) {
+      select(some);
+      turn(level);
+    }
+    return some;
   }
 
-  // Step 6 on what step 5 left.
-  void certify(double missing) {
-    const double noise = p.tolerance.noise * norm2, remainder = progress.remainder;
-    const double floor2 = p.tolerance.floor * p.tolerance.floor * norm2;
-    progress.missing += missing;
+  // Step 6 on what step 5 left of matrix b.
+  void certify(int64_t b, double missing) {
+    Progress& found = progress[b];
+    const double noise = p.tolerance.noise * norm2[b], remainder = found.remainder;
+    const double floor2 = p.tolerance.floor * p.tolerance.floor * norm2[b];
+    found.missing += missing;
     if (remainder + noise <= floor2) {
-      progress.bound = 0;
-      progress.status = Status::kOk;
+      found.bound = 0;
+      found.status = Status::kOk;
       return;
     }
-    const double least = remainder - noise - progress.missing;  // at least this much is optimal
+    const double least = remainder - noise - found.missing;  // at least this much is optimal
     // What Q lacks is counted as if V lacked nothing, and the other way round: hence the loop's factor for both.
-    progress.bound += certificate::kSafety * missing / (2 * certificate::larger(least, 0.1 * remainder));
-    progress.status = p.tolerance.tol < 0                 ? Status::kUncertified
-                      : progress.bound <= p.tolerance.tol ? Status::kOk
-                                                          : Status::kRunning;
-  }
-
-  // By what basis^T basis - I does to random vectors.
-  bool orthonormal(Block<T> basis) {
-    const Block<T> z = ws.before.matrix(b).corner(0, 0, p.rank, kProbes), y = ws.now.matrix(b);
-    const Block<T> back = ws.coming.matrix(b).corner(0, 0, p.rank, kProbes);
-    la.sketch(z, p.seed, p.keys + b);
-    multiply(basis, z, y);
-    multiply(basis.transposed(), y, back);
-    la.add(-1, z, 1, back);
-    return norm_of(back) <= std::pow(kDefect * p.tolerance.eps, 2) * double(n) * norm_of(z);
+    found.bound += certificate::kSafety * missing / (2 * certificate::larger(least, 0.1 * remainder));
+    found.status = p.tolerance.tol < 0              ? Status::kUncertified
+                   : found.bound <= p.tolerance.tol ? Status::kOk
+                                                    : Status::kRunning;
   }
 
   // The basis [Q V] in out.right.
-  Block<T> join() {
-    const Block<T> right = out.right.matrix(b);
-    la.copy(q, right.first_columns(locked));
-    la.copy(v, right.columns(locked, wanted));
-    return right;
+  void join() {
+    la.copy(q, out.right.first_columns(locked));
+    la.copy(v, out.right.columns(locked, wanted));
   }
 
-  // False where the basis was spoiled.
-  bool deliver() {
-    const Block<T> right = join();
-    if (!orthonormal(right)) {
-      return false;
+  // Whether a basis is orthonormal, by what basis^T basis - I does to random vectors.
+  std::vector<bool> orthonormal(Block<T> basis) {
+    const Block<T> z = ws.before.corner(0, 0, p.rank, kProbes), back = ws.coming.corner(0, 0, p.rank, kProbes);
+    la.sketch(z, p.seed, p.keys);
+    multiply(basis, z, ws.now);
+    multiply(basis.transposed(), ws.now, back);
+    la.add(-1, z, 1, back);
+    la.dot(back, back, sums(0));
+    la.dot(z, z, sums(1));
+    const std::vector<double> off = read(sums(0)), all = read(sums(1));
+    std::vector<bool> holds(p.count);
+    for (int64_t b : selected) {
+      holds[b] = off[b] <= std::pow(kDefect * p.tolerance.eps, 2) * double(n) * all[b];
     }
-    la.forward(right, out.left.matrix(b), Precision::kFull);
-    progress.projected = int(locked);
-    return true;
+    return holds;
+  }
+
+  // Returns those whose basis was spoiled, and is not delivered.
+  std::vector<int64_t> deliver(const std::vector<int64_t>& matrices) {
+    std::vector<int64_t> good, spoiled;
+    select(matrices);
+    join();
+    const std::vector<bool> holds = orthonormal(out.right);
+    for (int64_t b : matrices) {
+      (holds[b] ? good : spoiled).push_back(b);
+    }
+    if (!good.empty()) {
+      select(good);
+      la.forward(out.right, out.left, Precision::kFull);
+    }
+    for (int64_t b : good) {
+      progress[b].projected = int(locked);
+    }
+    return spoiled;
   }
 
   // edge: about lambda_r. Nothing is read and nothing judged; out.progress is the top-up's.
-  void run_blind(Precision precision, double edge) {
+  void run_blind(const std::vector<int64_t>& all, Precision precision, std::vector<double> edge) {
+    for (double& x : edge) {
+      x /= 2;
+    }
+    selected = all;  // as the object is: la.select would copy
     lock(precision);
     project();
-    divide(edge / 2, f);  // 0 where the cut was wrong, and then q stays
-    turn(edge / 2);
+    divide(edge);  // f = 0 where the cut was wrong, and then q stays
+    turn(edge);
     find_rest();
-    randomized_on(la, top_up_of(p, b, wanted, 1, ws.energy), rest, ws.loop, {{}, v, out.progress + b});
+    randomized_on(la, top_up_of(p, wanted, ws.energy), all, rest, ws.loop, {{}, v, out.progress});
     settle();
-    la.forward(join(), out.left.matrix(b), Precision::kFull);
+    join();
+    la.forward(out.right, out.left, Precision::kFull);
   }
 
-  Progress run(Precision precision, double edge) {
+  // Returns those that the projector misled beyond what corrections can mend.
+  std::vector<int64_t> run(std::vector<int64_t> running, Precision precision, const std::vector<double>& edge) {
+    std::vector<int64_t> misled;
+    std::vector<double> before(p.count, std::numeric_limits<double>::infinity());
+    select(running);
     lock(precision);
     project();
-    correct(edge / 2);
-    double before = std::numeric_limits<double>::infinity();
+    correct(running, edge);
     for (int correction = 0;; ++correction) {
-      if (!top_up()) {
-        return progress;
+      running = top_up(running);
+      if (running.empty()) {
+        break;
       }
-      const double missing = loss();
-      certify(missing);
-      if (progress.status != Status::kRunning && deliver()) {
-        return progress;
+      const std::vector<double> missing = loss();
+      std::vector<int64_t> certified, open, mendable;
+      for (int64_t b : running) {
+        certify(b, missing[b]);
+        (progress[b].status == Status::kRunning ? open : certified).push_back(b);
       }
-      const bool stalled = std::isfinite(before) && !(missing <= kStalled * before);
-      if (correction == kCorrections || stalled || !correct(cut / 2)) {
-        misled = true;
-        progress.status = Status::kPrecision;
-        return progress;
+      if (!certified.empty()) {
+        const std::vector<int64_t> spoiled = deliver(certified);
+        open.insert(open.end(), spoiled.begin(), spoiled.end());
+        std::sort(open.begin(), open.end());
+      }
+      for (int64_t b : open) {
+        const bool stalled = std::isfinite(before[b]) && !(missing[b] <= kStalled * before[b]);
+        if (correction < kCorrections && !stalled) {
+          mendable.push_back(b);
+        }
+      }
+      running = mendable.empty() ? mendable : correct(mendable, cut);
+      std::set_difference(open.begin(), open.end(), running.begin(), running.end(), std::back_inserter(misled));
+      if (running.empty()) {
+        break;
       }
       before = missing;
     }
+    std::sort(misled.begin(), misled.end());
+    for (int64_t b : misled) {
+      progress[b].status = Status::kPrecision;
+    }
+    return misled;
   }
 };
 
-// One run of the route on a batch: steps 1 to 3 together, the others on one matrix after another.
+// One run of the route on a batch.
 template <typename T>
 struct Projection {
   Linalg<T>& la;
@@ -627,34 +738,28 @@ struct Projection {
     return count;
   }
 
-  // Steps 4 to 6 of matrix b, of whose eigenvalues about `above` lie above the level. Whether a better projector may
-  // help.
-  bool complete(int64_t b, double above, Precision precision) {
-    const double wanted = double(p.rank) - above;
-    if (!(wanted > 0.5 && wanted < double(most_wanted(p)) + 0.5 && above >= 0.5)) {
-      progress[b].status = Status::kNotConverged;
-      return false;
-    }
-    const std::unique_ptr<Linalg<T>> one = la.only(b);
-    Completion<T> completion(*one, p, ws, out, b, std::lround(above), norm2[b], products[b]);
-    progress[b] = completion.run(precision, edge[b]);
-    return completion.misled;
-  }
-
   // Steps 3 to 6 on the matrices that are running. Returns those that a better projector may help.
   std::vector<int64_t> attempt(Precision precision) {
-    std::vector<int64_t> misled;
     if (running().empty()) {
-      return misled;
+      return {};
     }
     select(running());
     const std::vector<double> above = project(precision, kSignError);
+    std::vector<int64_t> some;
+    int64_t locked = p.rank;
     for (int64_t b : selected) {
-      if (complete(b, above[b], precision)) {
-        misled.push_back(b);
+      const double wanted = double(p.rank) - above[b];
+      if (wanted > 0.5 && wanted < double(most_wanted(p)) + 0.5 && above[b] >= 0.5) {
+        some.push_back(b);
+        locked = std::min(locked, int64_t(std::lround(above[b])));
+      } else {
+        progress[b].status = Status::kNotConverged;
       }
     }
-    return misled;
+    if (some.empty()) {
+      return {};
+    }
+    return Completion<T>(la, p, ws, out, locked, norm2, products, progress).run(some, precision, edge);
   }
 
   // Step 3 alone, at levels that are given. unresolved: trace(I - S^2), the eigenvalues that S left between -1 and 1.
@@ -707,10 +812,8 @@ struct Projection {
     selected = running();
     transform(precision);
     sign(precision, kSignError);
-    for (int64_t b : selected) {
-      const std::unique_ptr<Linalg<T>> one = la.only(b);
-      Completion<T>(*one, p, ws, out, b, p.locked, 1, products[b]).run_blind(precision, p.cuts[b].edge);
-    }
+    std::transform(p.cuts, p.cuts + p.count, edge.begin(), [](const Cut& cut) { return cut.edge; });
+    Completion<T>(la, p, ws, out, p.locked, norm2, products, progress).run_blind(selected, precision, edge);
   }
 
   void run() {
@@ -734,7 +837,7 @@ struct Projection {
 
 }  // namespace
 
-int64_t top_up_block(const SvdProblem& p) { return top_up_of(p, 0, p.rank - p.locked, 1, nullptr).block; }
+int64_t top_up_block(const SvdProblem& p) { return top_up_of(p, p.rank - p.locked, nullptr).block; }
 
 template <typename T>
 ScratchSize spectral_scratch(const SvdProblem& p) {

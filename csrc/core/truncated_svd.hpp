@@ -25,7 +25,10 @@ struct SvdProblem {
   const int64_t* keys;  // count, on the host
   // SPECTRAL with its search done before: count, on the host, in the scale of A. Null: it searches, and certifies.
   const Cut* cuts = nullptr;
-  int64_t locked = 0;
+  int64_t locked = 0;  // columns from the projector
+  // RANDOMIZED on what is left of a larger problem, in the space without its `locked` columns: count, the larger one's
+  // norm2, which rounding is relative to.
+  const double* whole2 = nullptr;
 };
 
 // A_r = left right^T: right (count, n, r) orthonormal, left = A right (count, m, r); but for SPECTRAL, columns nearly
@@ -59,10 +62,12 @@ template <typename T>
 void randomized(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out);
 template <typename T>
 void spectral(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out);
-// RANDOMIZED on a positive semidefinite g (count, n, n) that stands for A^T A, whose trace is p.norm2; p.rows = p.cols
-// = n, p.gram. out.left is not written. The Ritz values of the block are left in scratch.doubles (count, l).
+// RANDOMIZED on these matrices of a positive semidefinite g (count, n, n) that stands for A^T A, whose trace is
+// p.norm2; p.rows = p.cols = n, p.gram; la.select was called for them. out.left is not written. The Ritz values of the
+// block are left in scratch.doubles (count, l).
 template <typename T>
-void randomized_on(Linalg<T>& la, const SvdProblem& p, Block<T> g, const Scratch<T>& scratch, const SvdResult<T>& out);
+void randomized_on(Linalg<T>& la, const SvdProblem& p, const std::vector<int64_t>& matrices, Block<T> g,
+                   const Scratch<T>& scratch, const SvdResult<T>& out);
 template <typename T>
 void gram_eigh(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out);
 

@@ -19,6 +19,11 @@ namespace laser::cpu {
 struct Stats {
   double norm2 = 0;  // ||A||_F^2, of A times 2^-exponent
   double top = 0;    // max |a|; Inf or NaN if there is one
+
+  void add(const Stats& other) {
+    norm2 += other.norm2;
+    top = other.top <= top || top != top ? top : other.top;  // NaN stays
+  }
 };
 
 // Rows first .. last of matrix b, as if divided by 2^exponent.

@@ -74,8 +74,7 @@ Stats prepare(const Weight& a, int64_t b, int64_t first, int64_t last, int expon
     for (int64_t i = first; i < last; ++i) {
       const E* row = static_cast<const E*>(a.data) + b * a.stride + i * a.row_stride;
       const Stats s = row_stats(row, a.cols, std::ldexp(1.0, -exponent));
-      total.norm2 += s.norm2;
-      total.top = s.top <= total.top ? total.top : s.top;
+      total.add(s);
       if (!std::isfinite(total.top)) {
         return total;
       }

@@ -103,12 +103,6 @@ void LinalgCuda<T>::select(const std::vector<int64_t>& matrices) {
   batch_ = {count == count_, count, {count == count_ ? nullptr : index_.get(), count}, addresses_.get()};
 }
 
-template <typename T>
-std::unique_ptr<Linalg<T>> LinalgCuda<T>::only(int64_t b) {
-  return std::make_unique<LinalgCuda>(context_, 1,
-                                      Operand<T>{operand_.weight.matrix(b), operand_.slices.matrix(b), operand_.count});
-}
-
 // One product per slice of a, with all the slices of b that matter, side by side, so that a's are read once. Columns of
 // `orders` that belong to b_j collect what is of one order of magnitude, i + j; at last these are added up, smallest
 // first. A slice takes `pitch` columns, so that each begins on 16 bytes; those beyond l hold anything, and make

@@ -31,7 +31,6 @@ class LinalgCuda final : public Linalg<T> {
   LinalgCuda(const CudaContext& context, int64_t count, const Operand<T>& operand = {});
 
   void select(const std::vector<int64_t>& matrices) override;
-  std::unique_ptr<Linalg<T>> only(int64_t b) override;
   void forward(Block<const T> q, Block<T> y, Precision precision) override;
   void backward(Block<const T> y, Block<T> x, Precision precision) override;
   void weight_gram(Block<T> g) override;

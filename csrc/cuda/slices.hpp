@@ -17,7 +17,6 @@ struct Slices {
     return some;
   }
   Slices transposed() const { return {first.transposed(), part}; }
-  Slices matrix(int64_t b) const { return {first.matrix(b), part}; }
 };
 
 // to[k * part], k = 0 .. slices - 1: the slices of x.

@@ -117,9 +117,21 @@ EMU_EXPORT int emu_judge(const double* theta, const double* residual2, const dou
     for (int where = 0; where < 2; ++where) {
       std::vector<Progress> progress(count);
       std::vector<double> loss(count * block);
-      const RitzStep step{theta,   residual2, loss.data(), norm2, progress.data(),
-                          nullptr, rank,      block,       n,     {tol, 1e-7, 4e-7, 1e-6},
-                          4,       60,        true,        true};
+      const RitzStep step{theta,
+                          residual2,
+                          loss.data(),
+                          norm2,
+                          nullptr,
+                          progress.data(),
+                          nullptr,
+                          rank,
+                          block,
+                          n,
+                          {tol, 1e-7, 4e-7, 1e-6},
+                          4,
+                          60,
+                          true,
+                          true};
       if (where == 0) {
         for (int64_t b = 0; b < count; ++b) {
           judge(SerialTeam{}, step, b);
