@@ -8,8 +8,8 @@
 //   4 lock       Q = orth( (I + S) Omega / 2 ), (n, R), then once: correct, with theta = the cut that step 1 found
 //   5 top up     V = leading r - R Ritz vectors of (I - Q Q^T) G (I - Q Q^T), by the RANDOMIZED loop
 //   6 certify    H = Q^T G Q, R = G Q - Q H - V V^T G Q, L L^T = H - theta I, theta = V's last Ritz value:
-//                no vector outside reaches theta, so that Q lacks at most ||L^-1 R^T||_F^2, and ||L^-1 Q^T G v||^2 for
-//                each v of V that it may lower to what is outside; V lacks what the loop says
+//                no vector outside reaches theta, so that Q lacks at most ||L^-1 R^T||_F^2, and what it lowers V's
+//                values by below what is outside; V lacks what the loop says
 //     or correct Q <- orth( Q + R (H - theta/2 I)^-1 ) = orth( (G - theta/2 I) Q (H - theta/2 I)^-1 ), and again from 5
 //
 //        lambda   sigma_1^2 ... ............ | t_1 | ... lambda_r | lambda_r+1 ...........
@@ -80,10 +80,6 @@ constexpr double kNearlyWhole = 0.75;
 
 // The top-up's share of tol. What Q lacks falls by orders of magnitude with each correction, what V lacks costs steps.
 constexpr double kTopUpShare = 0.75;
-
-// Turning Q lowers V's Ritz values; one that is lowered by more than 1 / kLowered of what it lies above the outside may
-// change places with it.
-constexpr double kLowered = 2.0;
 
 // Corrections of Q at most; one that leaves more than this share of what was missing has met rounding.
 constexpr int kCorrections = 3;
@@ -204,7 +200,7 @@ struct Completion {
   std::vector<double>& products;
   std::vector<Progress>& progress;  // of V, then of both
   std::vector<double> cut;          // V's last Ritz value
-  std::vector<double> gap;          // (count, wanted): V's Ritz values above what is outside
+  std::vector<double> gap;          // (count, wanted): of V's Ritz values to the next one, the first outside
   std::vector<int64_t> selected;
 
   Completion(Linalg<T>& la, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t locked,
@@ -322,17 +318,15 @@ struct Completion {
     const SvdProblem problem = top_up_of(p, wanted, ws.energy);
     randomized_on(la, problem, some, rest, ws.loop, {{}, v, out.progress});
     std::vector<Progress> found(p.count);
-    std::vector<double> theta(p.count * problem.block), residual2(p.count * problem.block);
+    std::vector<double> theta(p.count * problem.block);
     la.read(out.progress, found);
     la.read(ws.loop.doubles, theta);
-    la.read(ws.loop.doubles + p.count * problem.block, residual2);
     for (int64_t b : some) {
       progress[b] = found[b];
       products[b] += double(found[b].iterations * problem.block) / double(n);
       const double* ritz = &theta[b * problem.block];
       cut[b] = ritz[wanted - 1];
-      const double outside = ritz[wanted] + std::sqrt(residual2[b * problem.block + wanted]);
-      std::transform(ritz, ritz + wanted, &gap[b * wanted], [outside](double x) { return x - outside; });
+      std::transform(ritz, ritz + wanted, &gap[b * wanted], [ritz, this](double x) { return x - ritz[wanted]; });
       if (found[b].status == Status::kOk || found[b].status == Status::kUncertified) {
         done.push_back(b);
       }
@@ -352,8 +346,8 @@ struct Completion {
     la.orthonormalize(v, gram, factor, kPasses);
   }
 
-  // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks, at most, but for what it lowers V's
-  // values by. Infinite where an eigenvalue of h does not exceed cut.
+  // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks outside [Q V], at most, and what it may
+  // win by changing places in V. Infinite where an eigenvalue of h does not exceed cut.
   std::vector<double> loss() {
     multiply(v.transposed(), r, turned);
     multiply(v, turned, s);
@@ -361,29 +355,42 @@ struct Completion {
     divide(cut);
     multiply(r, f.transposed(), s);
     la.dot(s, s, sums(1));
-    const std::vector<double> failed = read(sums(0)), squares = read(sums(1)), lowered = lowering();
+    const std::vector<double> failed = read(sums(0)), squares = read(sums(1)), swaps = swapped();
     std::vector<double> missing(p.count);
     for (int64_t b : selected) {
-      missing[b] = squares[b] / cut[b];
-      for (int64_t i = b * wanted; i < (b + 1) * wanted; ++i) {
-        const double by = lowered[i] / cut[b];
-        missing[b] += std::clamp(kLowered * by - gap[i], 0.0, by);
-      }
-      missing[b] = failed[b] != 0 ? std::numeric_limits<double>::infinity() : missing[b];
+      missing[b] = failed[b] != 0 ? std::numeric_limits<double>::infinity() : squares[b] / cut[b] + swaps[b];
     }
     return missing;
   }
 
-  // Squared norms of the columns of L^-1 turned^T. What the loop left in its doubles is lost.
-  std::vector<double> lowering() {
+  // Together with Q, V's directions may fall below c, the first Ritz value outside: [Q V] then holds less than it might
+  // by at most the negative eigenvalues of
+  //   (diag(V's Ritz values) - c I) - B^T (h - cut I)^-1 B,   B = Q^T G V = turned^T.
+  // What the loop left in its doubles is lost.
+  std::vector<double> swapped() {
     const Block<T> x = u.corner(0, 0, locked, wanted);
-    std::vector<double> host(p.count * wanted, 0.0);
-    double *zero = ws.loop.doubles, *norms2 = zero + p.count * wanted;
-    la.send(host.data(), zero, host.size() * sizeof(double));
     multiply(f, turned.transposed(), x);
-    la.ritz_residuals(x, x, zero, norms2);
-    la.read(norms2, host);
-    return host;
+    la.gram(x, gram);
+    std::vector<T> host(p.count * wanted * wanted);
+    la.read(gram.data, host);
+    for (int64_t b : selected) {
+      T* one = &host[b * wanted * wanted];
+      for (int64_t i = 0; i < wanted; ++i) {
+        for (int64_t j = 0; j < wanted; ++j) {
+          one[i * wanted + j] = T((i == j ? gap[b * wanted + i] : 0.0) - double(one[i * wanted + j]) / cut[b]);
+        }
+      }
+    }
+    la.send(host.data(), gram.data, host.size() * sizeof(T));
+    la.small_eigh(gram, factor, ws.loop.doubles);
+    std::vector<double> values(p.count * wanted), lost(p.count, 0.0);
+    la.read(ws.loop.doubles, values);
+    for (int64_t b : selected) {
+      for (int64_t i = b * wanted; i < (b + 1) * wanted; ++i) {
+        lost[b] += std::max(0.0, -values[i]);
+      }
+    }
+    return lost;
   }
 
   // f <- L^-1, L L^T = h/level - I. sums(0): not 0, and f = 0, where that is not positive definite.
