@@ -65,8 +65,6 @@ class Bench:
 
     def release(self) -> None:
         self._square = None
-        if self.timer.cuda:
-            torch.cuda.empty_cache()
 
     def row(self, outcome: Outcome | None, **values: Any) -> dict[str, Any]:
         """A row, written at once: a run that is stopped keeps what it has measured."""

@@ -9,6 +9,7 @@ import math
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,12 +31,14 @@ class Timer:
     """Seconds per call, and the last result.
 
     One call: events around it, host work included, because the device waits for it. Several (`inner`): queued behind a
-    backlog of fills, so that the device never waits for Python; the fills also empty the L2 cache.
+    backlog of fills, so that the device never waits for Python; the fills also empty the L2 cache. `waited`: it did all
+    the same.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.cuda = device.type == "cuda"
+        self.waited = False
         self._backlog = torch.empty(BACKLOG, dtype=torch.uint8, device=device) if self.cuda else None
 
     def __call__(self, call: Callable[[int], Any], index: int = 0, inner: int = 1) -> tuple[float, Any]:
@@ -55,6 +58,7 @@ class Timer:
         for i in range(inner):
             value = call(index + i)
         end.record()
+        self.waited = inner > 1 and begin.query()
         end.synchronize()
         return begin.elapsed_time(end) * 1e-3 / inner, value
 
@@ -118,43 +122,55 @@ def reason(error: BaseException) -> str:
     return f"{kind or 'error'}: {text}"
 
 
+def alive(device: torch.device) -> bool:
+    """Whether a CUDA device still answers; unused memory goes back to it."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
+    except Exception:
+        return False
+    return True
+
+
 def measure(
     methods: dict[str, Method], timer: Timer, *, repeats: int, seconds: float, each: float, inner: int = 1
 ) -> dict[str, Outcome]:
     """Times every method `repeats` times, interleaved, each round starting one further, after one call as warm-up.
 
     A method that has had `each` seconds is not repeated further; one that cannot be repeated at all keeps the time of
-    its first call, with a note. After `seconds` in all nothing new is started. What a method raises costs it alone.
+    its first call, with a note. After `seconds` in all nothing new is started. What a method raises costs it alone; where
+    it costs the device too, the others keep what they have.
     """
     stop = time.perf_counter() + seconds
     outcomes = {name: Outcome() for name in methods}
+    lost = False
 
     def run(name: str, index: int, count: int) -> float | None:
         """One timed call, judged; its seconds, or None where it failed."""
+        nonlocal lost
         method, outcome = methods[name], outcomes[name]
         start = time.perf_counter()
         try:
             taken, value = timer(method.call, index, count)
             outcome.see(method.judge(index + count - 1, value), method.limit)
         except Exception as error:
-            outcome.status, taken = reason(error), None
-            print(f"    {name}: {type(error).__name__}: {str(error)[:300]}")
-            if timer.cuda:
-                value = None
-                torch.cuda.empty_cache()
+            outcome.status, taken, value = reason(error), None, None
+            print(f"    {name}:\n{traceback.format_exc()[-2000:]}", flush=True)
+            lost = not alive(timer.device)
         outcome.spent += time.perf_counter() - start
         return taken if outcome.status == "ok" else None
 
     first: dict[str, float] = {}
     for name, outcome in outcomes.items():
-        if time.perf_counter() > stop:
-            outcome.status = "skipped: no time left"
+        if lost or time.perf_counter() > stop:
+            outcome.status = "skipped: the device was lost" if lost else "skipped: no time left"
             continue
         before = torch.cuda.memory_allocated() if timer.cuda else 0
         if timer.cuda:
             torch.cuda.reset_peak_memory_stats()
         taken = run(name, 0, 1)
-        if timer.cuda:
+        if timer.cuda and not lost:
             outcome.peak_bytes = torch.cuda.max_memory_allocated() - before
         if taken is not None:
             first[name] = taken
@@ -163,11 +179,13 @@ def measure(
         for name in order[turn % max(1, len(order)) :] + order[: turn % max(1, len(order))]:
             outcome = outcomes[name]
             likely = outcome.spent / (1 + len(outcome.samples.seconds))
-            if outcome.status != "ok" or outcome.spent + likely > each or time.perf_counter() + likely > stop:
+            over = outcome.spent + likely > each or time.perf_counter() + likely > stop
+            if lost or over or outcome.status != "ok":
                 continue
             taken = run(name, 1 + turn * inner, inner)
             if taken is not None:
                 outcome.samples.seconds.append(taken)
+                outcome.note = " (the device waited for the host)" if timer.waited else outcome.note
     for name, taken in first.items():
         if outcomes[name].status == "ok" and not outcomes[name].samples.seconds:
             outcomes[name].samples.seconds.append(taken)
@@ -209,14 +227,19 @@ def ceilings(timer: Timer, tiny: bool) -> tuple[Ceilings, list[dict[str, Any]]]:
     return made, rows
 
 
-def driver() -> str | None:
-    """The NVIDIA driver's version; None where there is none."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def asked(*facts: str) -> str | None:
+    """What nvidia-smi says of the first GPU; None where there is none."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None
+
+
+def clocks() -> str | None:
+    """Clocks, power, temperature, and why clocks are lowered, as a bit mask: 0 or 1 (idle) is as should be."""
+    return asked("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active")
 
 
 _versions: dict[str, Any] = {}
@@ -226,7 +249,7 @@ def versions() -> dict[str, Any]:
     """Python, torch, CUDA and driver; asked once."""
     if not _versions:
         _versions.update(python=platform.python_version(), torch=torch.__version__, cuda=torch.version.cuda)
-        _versions["driver"] = driver()
+        _versions["driver"] = asked("driver_version")
     return dict(_versions)
 
 

@@ -1,22 +1,27 @@
 """One offline command on a machine with a GPU: build, test, sanitize, time. `make gpu-check` runs it.
 
-    GPU_CHECK=build,test,sanitize,bench,suite python3 bench/gpu_check.py        (default: all five)
+    GPU_CHECK=build,test,sanitize,bench python3 bench/gpu_check.py        (default: these four)
+    GPU_CHECK=build,suite python3 bench/gpu_check.py                      (in a second call)
 
 Takes this python3 as it is (torch with CUDA, setuptools, cmake, ninja, pybind11, pytest); no network, no venv.
   build     the extension with CUDA, in place, for sm_90a (LASER_CUDA_ARCHS to change it); LASER_PREBUILT=1: libraries that
-            came along are taken instead
-  test      the tests marked gpu, then the contract tests with LASER_TEST_DEVICE=cuda
+            came along are taken instead; and one call on the device
+  test      tests/test_cuda.py, then the contract tests with LASER_TEST_DEVICE=cuda; by several processes where there is
+            pytest-xdist, so that a lost CUDA context costs one test
   sanitize  compute-sanitizer memcheck and racecheck, on our kernels in `-m gpu -k kernel`; a sanitizer that refuses the
             device is recorded as refused
-  bench     bench/speed_cuda.py: the figures that were promised
-  suite     laser-kernels bench --suite gpu: every peer, as far as the time goes; alone it has all of it
+  bench     bench/speed_cuda.py: the figures that were promised; begun again behind a case that ends the process
+  suite     laser-kernels bench --suite gpu: every peer, as far as the time goes
 Under 9 minutes (GPU_CHECK_SECONDS=530); each part has what the later ones do not need. Appends JSON lines to
-$OUT/gpu-check.jsonl, else bench/results/<gpu>-<date>.jsonl, and keeps the parts' logs in $OUT, else build/gpu-check.
-LASER_COMMIT names the commit where there is no .git. A table comes last; exit code 1 where build or test failed.
+$OUT/gpu-check.jsonl, else bench/results/<gpu>-<date>.jsonl, and what was printed to $OUT/gpu-check.log, else
+build/gpu-check/gpu-check.log. LASER_COMMIT names the commit where there is no .git. A table comes last; exit code 1 where
+build or test failed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -32,13 +37,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # rows are made by laser_kernels, which nobody may have installed
+DEFAULT = ("build", "test", "sanitize", "bench")
 # Seconds kept for each part while earlier ones run.
-SHARES = {"build": 130, "test": 110, "sanitize": 50, "bench": 150, "suite": 80}
+SHARES = {"build": 90, "test": 120, "sanitize": 110, "bench": 210, "suite": 0}
+GRACE = 10.0  # between an interrupt, at which pytest says what has failed, and the end
+CUDA_TESTS = "tests/test_cuda.py"
+MEMORY_TESTS = "out_of_memory"  # they take all of the device's
 CONTRACT = ("truncated_svd", "orthonormalize")  # they make their tensors on the default device
+WORKERS = 6
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 86  # exit code asked of compute-sanitizer
-COMPILING = re.compile(r"CMake|-- Configuring|ninja")  # in pip's output: it came as far as our build
+FOUND = re.compile(r"SUMMARY: .*[1-9]\d* (?:error|hazard)|========= (?:Invalid|Error: |.*hazard)")
 NO_TESTS = 5  # pytest's exit code where it collected none
+CASES_FAILED = 3  # speed_cuda.py's, where it came to its end
+LEAST_BENCH = 45.0
 REFUSED = re.compile(r"Device not supported|not supported on this device|Unable to (?:initialize|find)|error 999", re.I)
 PROBE = """
 import json
@@ -50,8 +63,9 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(json.dumps({
     "gpu": torch.cuda.get_device_name() if gpu else None,
     "cuda_kernels": bool(COMPILED and has("laser_kernels::low_rank", "CUDA")),
-    "ran": float(lk.low_rank(torch.eye(64, device="cuda"), 8).trace()) if gpu else None,
-}))
+}), flush=True)
+trace = float(lk.low_rank(torch.eye(64, device="cuda"), 8).trace())
+raise SystemExit(0 if abs(trace - 8) < 1e-3 else f"the trace of a projector onto 8 dimensions is {trace}")
 """
 
 
@@ -68,7 +82,7 @@ class Done:
     @property
     def gates(self) -> bool:
         """Whether this makes the exit code 1."""
-        return self.part.split()[0] in ("build", "test") and self.status != "ok"
+        return self.part.split()[0] in ("build", "probe", "test") and self.status != "ok"
 
 
 class Check:
@@ -78,16 +92,16 @@ class Check:
         self.parts, self.done = parts, list[Done]()
         self.stop = time.monotonic() + float(os.environ.get("GPU_CHECK_SECONDS", 530))
         out = os.environ.get("OUT")
-        self.logs = Path(out) if out else ROOT / "build" / "gpu-check"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        logs = Path(out) if out else ROOT / "build" / "gpu-check"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log = logs / "gpu-check.log"  # one file: the machine that lends the GPU may give back only a few
         self.gpu, self.driver = nvidia_smi()
         name = re.sub(r"[^a-z0-9]+", "-", (self.gpu or "no-gpu").lower()).strip("-")
-        self.results = (
-            self.logs / "gpu-check.jsonl" if out else ROOT / "bench" / "results" / f"{name}-{date.today()}.jsonl"
-        )
+        self.results = logs / "gpu-check.jsonl" if out else ROOT / "bench" / "results" / f"{name}-{date.today()}.jsonl"
         # The package is importable from the root whether or not pip may install into this Python.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self.environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        tools = os.pathsep.join([f"{sys.prefix}/bin", "/usr/local/cuda/bin", os.environ.get("PATH", os.defpath)])
+        self.environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PATH": tools}
 
     def limit(self, part: str) -> float:
         """Seconds this part may take: what is left, less what the later parts are kept."""
@@ -95,11 +109,14 @@ class Check:
         return max(0.0, self.stop - time.monotonic() - sum(SHARES[name] for name in later))
 
     def run(self, what: str, command: list[str], limit: float, **environment: str) -> tuple[int | None, str, float]:
-        """(exit code, None after `limit` seconds; output; seconds); the output goes to a log and is shown if it fails."""
-        start, log = time.monotonic(), self.logs / f"{what.replace(' ', '-')}.log"
+        """(exit code, None after `limit` seconds; output; seconds); the output goes to the log and is shown if it fails."""
+        start = time.monotonic()
         shown = " ".join([*(f"{key}={value}" for key, value in environment.items()), shlex.join(command)])
-        print(f"== {what} (at most {limit:.0f} s): {shown}", flush=True)
-        with log.open("w") as stream:
+        heading = f"== {what} (at most {limit:.0f} s): {shown}"
+        print(heading, flush=True)
+        with self.log.open("a") as stream:
+            print(heading, file=stream, flush=True)
+            begin = stream.tell()
             child = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -111,10 +128,16 @@ class Check:
             try:
                 code: int | None = child.wait(max(1.0, limit))
             except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
                 code = None
-        text = log.read_text(errors="replace")
+                os.killpg(child.pid, signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(GRACE)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        with self.log.open(errors="replace") as stream:
+            stream.seek(begin)
+            text = stream.read()
         print("\n".join(text.splitlines()[-(6 if code == 0 else 40) :]), flush=True)
         return code, text, time.monotonic() - start
 
@@ -162,7 +185,7 @@ def last_line(text: str) -> str:
 
 
 def build(check: Check) -> None:
-    """The extension, and a probe that it runs on the device."""
+    """The extension, and a probe that it runs on the device. Raises NoBuild where nothing else can run."""
     start, limit, status, command = time.monotonic(), check.limit("build"), "ok", ["(prebuilt)"]
     if os.environ.get("LASER_PREBUILT") != "1":
         settings = {"LASER_CUDA": "ON"}
@@ -171,36 +194,52 @@ def build(check: Check) -> None:
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-v"]
         command += ["--no-build-isolation", "--no-deps", "--no-index", "-e", "."]
         code, text, _ = check.run("build", command, limit, **settings)
-        if code not in (0, None) and not COMPILING.search(text):  # pip refused before anything was compiled
+        if code not in (0, None):  # pip may have refused, or may not write where it installs
             command = [sys.executable, "setup.py", "build_ext", "--inplace"]
             code, text, _ = check.run("build in place", command, check.limit("build"), **settings)
         status = state(code)
-    details = ""
-    if status == "ok":
-        code, text, _ = check.run("probe", [sys.executable, "-c", PROBE], 60)
-        status, details = state(code), last_line(text)
-        if code == 0:
-            found = json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
-            if check.gpu is None or not found["gpu"]:
-                status = "failed: no GPU that torch can use"
-            elif not found["cuda_kernels"]:
-                status = "failed: the build has no CUDA kernels"
-            elif not abs(found["ran"] - 8) < 1e-3:
-                status = "failed: wrong answer"
-    check.record("build", status, time.monotonic() - start, shlex.join(command), details)
+    seconds = time.monotonic() - start
+    if status != "ok":
+        check.record("build", status, seconds, shlex.join(command), last_line(text))
+        raise NoBuild
+    command_line = shlex.join(command)
+    command = [sys.executable, "-c", PROBE]
+    code, text, seconds_of_probe = check.run("probe", command, 60)
+    facts = next((json.loads(line) for line in text.splitlines() if line.startswith("{")), None)
+    if facts is None:
+        status = "failed: cannot be imported"
+    elif check.gpu is None or not facts["gpu"]:
+        status = "failed: no GPU that torch can use"
+    elif not facts["cuda_kernels"]:
+        status = "failed: the build has no CUDA kernels"
+    check.record("build", status, seconds, command_line, last_line(text))
+    if status != "ok":
+        raise NoBuild
+    check.record("probe", state(code), seconds_of_probe, "low_rank(eye(64), 8)", last_line(text))
+
+
+class NoBuild(Exception):
+    """There is nothing that could be tested or timed."""
 
 
 def test(check: Check) -> None:
     """Tests marked gpu, then the contract tests on CUDA; no test run is a failure too."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    several = ["-n", str(WORKERS), "--max-worker-restart", "30"] if importlib.util.find_spec("xdist") else []
     contract = [f"tests/test_{name}.py" for name in CONTRACT if (ROOT / "tests" / f"test_{name}.py").exists()]
-    steps = {"test gpu": ["-m", "gpu", "tests"], "test contract": contract}
-    for what, selection in steps.items():
-        limit = check.limit("test") * (0.5 if what == "test gpu" else 1)
+    steps = {
+        "test gpu": ([CUDA_TESTS, "-m", "gpu", "-k", f"not {MEMORY_TESTS}", *several], {}),
+        "test memory": ([CUDA_TESTS, "-m", "gpu", "-k", MEMORY_TESTS], {}),
+        "test contract": ([*contract, *several], {"LASER_TEST_DEVICE": "cuda"}),
+    }
+    for number, (what, (selection, environment)) in enumerate(steps.items()):
+        limit = check.limit("test") / (1 if number == len(steps) - 1 else 2) - GRACE
         command = [*pytest, *selection]
-        code, text, seconds = check.run(what, command, limit, LASER_TEST_DEVICE="cuda")
+        settings = environment | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))}
+        code, text, seconds = check.run(what, command, limit, **settings)
         status = "failed: no tests" if code == NO_TESTS else state(code)
-        check.record(what, status, seconds, "LASER_TEST_DEVICE=cuda " + shlex.join(command), last_line(text))
+        shown = " ".join([*(f"{key}={value}" for key, value in environment.items()), shlex.join(command)])
+        check.record(what, status, seconds, shown, last_line(text))
 
 
 def sanitize(check: Check) -> None:
@@ -208,71 +247,56 @@ def sanitize(check: Check) -> None:
     tool = shutil.which("compute-sanitizer")
     tool = tool or next(map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None)
     for number, name in enumerate(TOOLS):
-        what, limit = f"sanitize {name}", check.limit("sanitize") / (len(TOOLS) - number)
+        what, limit = f"sanitize {name}", check.limit("sanitize") / (len(TOOLS) - number) - GRACE
         if tool is None or limit < 5:
             check.record(what, "skipped: " + ("not installed" if tool is None else "no time left"), 0.0)
             continue
         command = [tool, "--tool", name, "--error-exitcode", str(SANITIZER_ERRORS), "--kernel-name", "kns=5laser"]
         command += ["--report-api-errors", "no"] if name == "memcheck" else []  # torch asks and copes
-        command += [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests",
-            "-m",
-            "gpu",
-            "-k",
-            "kernel",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
+        command += [sys.executable, "-m", "pytest", CUDA_TESTS, "-m", "gpu", "-k", "kernel", "-v"]
+        command += ["-p", "no:cacheprovider"]
         # Each tensor its own allocation, so that memcheck sees accesses past its end.
-        code, text, seconds = check.run(
-            what, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1", LASER_TEST_DEVICE="cuda"
-        )
+        code, text, seconds = check.run(what, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         summary = next((line for line in reversed(text.splitlines()) if "SUMMARY" in line), last_line(text))
         if code == 0:
             status = "ok"
-        elif (
-            code == SANITIZER_ERRORS
-            and re.search(r"SUMMARY: .*[1-9]\d* (?:error|hazard)", text)
-            and not REFUSED.search(text)
-        ):
-            status = "failed: errors found"
         elif REFUSED.search(text):
             status = "refused"
+        elif code in (SANITIZER_ERRORS, None) and FOUND.search(text):
+            status = "failed: errors found"
         else:
             status = "failed: no tests" if code == NO_TESTS else state(code)
         check.record(what, status, seconds, shlex.join(command), summary.strip("= ")[:200])
 
 
 def bench(check: Check) -> None:
-    """The timing; its rows go to the same file."""
-    limit = check.limit("bench")
-    budget = min(220.0, limit - 15)
-    if budget < 20:
-        check.record("bench", "skipped: no time left", 0.0)
-        return
-    command = [sys.executable, "bench/speed_cuda.py", "--budget", f"{budget:.0f}", "--out", str(check.results)]
-    code, text, seconds = check.run("bench", command, limit)
-    print(text, flush=True)
-    check.record("bench", state(code), seconds, shlex.join(command), last_line(text))
+    """The timing; its rows go to the same file. A case that hangs or loses the device ends the process; the cases behind
+    it have another one."""
+    start, ended, after = time.monotonic(), list[str](), list[str]()
+    command = [sys.executable, "bench/speed_cuda.py", "--out", str(check.results)]
+    status = "skipped: no time left"
+    while (limit := check.limit("bench")) >= LEAST_BENCH:
+        code, text, _ = check.run("bench", [*command, "--budget", f"{limit - 2 * GRACE:.0f}", *after], limit - GRACE)
+        print(text, flush=True)
+        status = state(code)
+        begun = re.findall(r"^(\S+): goal", text, re.MULTILINE)
+        if code in (0, CASES_FAILED) or not begun:  # it came to its end, or not to its first case
+            break
+        ended.append(f"{begun[-1]} ended the process ({status.removeprefix('failed: ')})")
+        after = ["--after", begun[-1]]
+    if ended:
+        status = "failed: " + ", ".join(ended)
+    check.record("bench", status, time.monotonic() - start, shlex.join(command))
 
 
 def suite(check: Check) -> None:
     """The benchmark's own suite; its rows go to the same file."""
     limit = check.limit("suite")
-    if limit < 40:
+    if limit < 100:
         check.record("suite", "skipped: no time left", 0.0)
         return
     command = [sys.executable, "-m", "laser_kernels", "bench", "--suite", "gpu", "--device", "cuda"]
-    command += [
-        "--budget",
-        f"{limit / 2:.0f}",
-        "--out",
-        str(check.results),
-    ]  # the problem then begun ends within the rest
+    command += ["--budget", f"{limit - 80:.0f}", "--out", str(check.results)]  # the problem then begun has the rest
     code, text, seconds = check.run("suite", command, limit)
     print(text, flush=True)
     check.record("suite", state(code), seconds, shlex.join(command), last_line(text))
@@ -282,8 +306,8 @@ PARTS = {"build": build, "test": test, "sanitize": sanitize, "bench": bench, "su
 
 
 def chosen(text: str | None) -> list[str]:
-    """The parts GPU_CHECK asks for, in their order; all where it is empty."""
-    asked = re.split(r"[\s,|+]+", text.strip()) if text and text.strip() else list(PARTS)
+    """The parts GPU_CHECK asks for, in their order; DEFAULT where it is empty."""
+    asked = re.split(r"[\s,|+]+", text.strip()) if text and text.strip() else list(DEFAULT)
     unknown = [name for name in asked if name not in PARTS]
     if unknown:
         raise SystemExit(f"GPU_CHECK must name some of {', '.join(PARTS)}; got {', '.join(unknown)}")
@@ -293,13 +317,17 @@ def chosen(text: str | None) -> list[str]:
 def main() -> int:
     check = Check(chosen(os.environ.get("GPU_CHECK")))
     print(f"GPU {check.gpu or 'none'}, driver {check.driver or 'none'}, results in {check.results}", flush=True)
+    built = True
     for name in check.parts:
-        if name != "build" and any(done.gates and done.part == "build" for done in check.done):
+        if not built:
             check.record(name, "skipped: no build", 0.0)
         elif name != "build" and check.gpu is None:
             check.record(name, "failed: no GPU", 0.0)
         else:
-            PARTS[name](check)
+            try:
+                PARTS[name](check)
+            except NoBuild:
+                built = False
     print(f"\n{'part':<20} {'seconds':>8}  status")
     for done in check.done:
         print(f"{done.part:<20} {done.seconds:8.1f}  {done.status}  {done.details[:110]}")

@@ -18,6 +18,18 @@ if DEVICE != "cpu":
     assert torch.zeros(1).is_cuda and ops.COMPILED_CUDA, "LASER_TEST_DEVICE=cuda needs a GPU and liblaser_cuda.so"
 
 DATA = Path(__file__).parent / "data"
+CONTEXT_LOST = 70
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """Where a test has lost the CUDA context, every later one of the process would fail: a worker of pytest-xdist ends,
+    and another one takes over."""
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            os._exit(CONTEXT_LOST)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def test_factors_are_an_svd(dtype):
 
 
 def test_kernel_sketch_has_the_bits_of_the_cpu():
-    weight = torch.zeros(3, 70, 50)
+    weight = torch.zeros(3, 70, 50, device="cpu")
     assert torch.equal(L.sketch(weight.cuda(), 17, 5, [1, 2, 2**40]).cpu(), L.sketch(weight, 17, 5, [1, 2, 2**40]))
 
 
@@ -79,8 +79,8 @@ def test_kernel_small_eigh(side):
 @pytest.mark.parametrize("shape", [(2, 257, 130, 40), (1, 1024, 1024, 100)], ids=str)
 def test_kernel_reconstruct_agrees_with_the_cpu(shape, dtype):
     count, m, n, rank = shape
-    left, right = torch.randn(count, m, rank), torch.randn(count, n, rank)
-    weight = (left @ right.mT + 0.1 * torch.randn(count, m, n)).to(dtype)
+    left, right = torch.randn(count, m, rank, device="cpu"), torch.randn(count, n, rank, device="cpu")
+    weight = (left @ right.mT + 0.1 * torch.randn(count, m, n, device="cpu")).to(dtype)
     expected, out = torch.empty_like(weight), torch.empty_like(weight, device="cuda")
     norms = L.reconstruct(left, right, weight, expected)
     found = L.reconstruct(left.cuda(), right.cuda(), weight.cuda(), out)

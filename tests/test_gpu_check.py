@@ -14,6 +14,7 @@ spec = importlib.util.spec_from_file_location("bench_gpu_check", BENCH / "gpu_ch
 gpu_check = sys.modules["bench_gpu_check"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpu_check)
 PARTS = ["build", "test", "sanitize", "bench", "suite"]
+DEFAULT = PARTS[:-1]
 
 
 @pytest.fixture
@@ -32,9 +33,10 @@ def records(check):
 @pytest.mark.parametrize(
     "text, parts",
     [
-        (None, PARTS),
-        ("", PARTS),
+        (None, DEFAULT),
+        ("", DEFAULT),
         ("bench", ["bench"]),
+        ("suite|build", ["build", "suite"]),
         ("test,build", ["build", "test"]),
     ],
 )
@@ -64,7 +66,12 @@ def test_a_command_is_stopped_at_its_limit_with_its_children(check, tmp_path):
 def run_main(monkeypatch, outcomes):
     """main() with parts that only record `outcomes`."""
     for name in gpu_check.PARTS:
-        part = lambda check, name=name: check.record(name, outcomes.get(name, "ok"), 1.0)  # noqa: E731
+
+        def part(check, name=name):
+            check.record(name, outcomes.get(name, "ok"), 1.0)
+            if name == "build" and name in outcomes:
+                raise gpu_check.NoBuild
+
         monkeypatch.setitem(gpu_check.PARTS, name, part)
     monkeypatch.delenv("GPU_CHECK", raising=False)
     return gpu_check.main()
@@ -81,8 +88,8 @@ def run_main(monkeypatch, outcomes):
 )
 def test_exit_code_is_that_of_build_and_test(check, monkeypatch, capsys, outcomes, code):
     assert run_main(monkeypatch, outcomes) == code
-    table = capsys.readouterr().out.splitlines()[-len(PARTS) :]
-    assert [line.split()[0] for line in table] == PARTS
+    table = capsys.readouterr().out.splitlines()[-len(DEFAULT) :]
+    assert [line.split()[0] for line in table] == DEFAULT
     if "build" in outcomes:  # nothing else may run on a build that failed
         assert all("skipped: no build" in line for line in table[1:])
 
@@ -90,7 +97,22 @@ def test_exit_code_is_that_of_build_and_test(check, monkeypatch, capsys, outcome
 def test_without_a_gpu_nothing_succeeds(check, monkeypatch):
     monkeypatch.setattr(gpu_check, "nvidia_smi", lambda: (None, None))
     assert run_main(monkeypatch, {}) == 1
-    assert [row["status"] for row in records(check)][1:] == ["failed: no GPU"] * 4
+    assert [row["status"] for row in records(check)][1:] == ["failed: no GPU"] * 3
+
+
+def test_all_that_is_printed_lies_in_one_file_beside_the_rows(check):
+    for what in ("first", "second"):
+        assert check.run(what, ["echo", f"says {what}"], 10)[1] == f"says {what}\n"
+    check.record("first", "ok", 1.0)
+    assert sorted(path.name for path in check.log.parent.iterdir()) == ["gpu-check.jsonl", "gpu-check.log"]
+    assert "says first" in check.log.read_text() and "says second" in check.log.read_text()
+
+
+def test_pytest_says_what_has_failed_when_it_is_stopped(check, tmp_path):
+    file = tmp_path / "test_slow.py"
+    file.write_text("import time\ndef test_a(): assert 0\ndef test_b(): time.sleep(60)\n")
+    _, text, seconds = check.run("slow", [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)], 4)
+    assert "FAILED" in text and "test_a" in text and seconds < 4 + gpu_check.GRACE
 
 
 def test_rows_have_the_keys_of_every_command(check):
@@ -104,40 +126,66 @@ def test_rows_have_the_keys_of_every_command(check):
     assert bad["seconds"] is None
 
 
-def test_pip_that_refuses_is_replaced_by_setup_py_and_a_compiler_error_is_not(check, monkeypatch):
+FACTS = json.dumps({"gpu": "Some GPU", "cuda_kernels": True})
+
+
+def test_pip_that_fails_is_replaced_by_setup_py(check, monkeypatch):
     ran = []
 
     def run(what, command, limit, **environment):
         ran.append((what, environment.get("LASER_CUDA_ARCHS")))
-        probe = json.dumps({"gpu": "Some GPU", "cuda_kernels": True, "ran": 8.0})
-        return {"build": (1, refusal, 1.0), "build in place": (0, "", 1.0), "probe": (0, probe, 1.0)}[what]
+        return {"build": (1, refusal, 1.0), "build in place": (code, "", 1.0), "probe": (0, FACTS, 1.0)}[what]
 
     monkeypatch.setattr(check, "run", run)
     monkeypatch.delenv("LASER_PREBUILT", raising=False)
     monkeypatch.delenv("LASER_CUDA_ARCHS", raising=False)
-    refusal = "error: externally-managed-environment"
+    refusal, code = "error: externally-managed-environment", 0
     gpu_check.build(check)
     assert [what for what, _ in ran] == ["build", "build in place", "probe"] and ran[0][1] == "90a-real"
     ran.clear()
-    refusal = "-- Configuring done\nerror: expected ';'"
-    gpu_check.build(check)
-    assert [what for what, _ in ran] == ["build"]
-    assert [row["status"] for row in records(check)] == ["ok", "failed: exit code 1"]
+    code = 1
+    with pytest.raises(gpu_check.NoBuild):
+        gpu_check.build(check)
+    assert [what for what, _ in ran] == ["build", "build in place"]
+    assert [row["status"] for row in records(check)] == ["ok", "ok", "failed: exit code 1"]
 
 
 @pytest.mark.parametrize(
-    "probe, status",
+    "output, status",
     [
-        ({"gpu": None, "cuda_kernels": True, "ran": None}, "failed: no GPU that torch can use"),
-        ({"gpu": "Some GPU", "cuda_kernels": False, "ran": 8.0}, "failed: the build has no CUDA kernels"),
-        ({"gpu": "Some GPU", "cuda_kernels": True, "ran": float("nan")}, "failed: wrong answer"),
+        (json.dumps({"gpu": None, "cuda_kernels": True}), "failed: no GPU that torch can use"),
+        (json.dumps({"gpu": "Some GPU", "cuda_kernels": False}), "failed: the build has no CUDA kernels"),
+        ("ImportError: libsomething.so", "failed: cannot be imported"),
     ],
 )
-def test_a_prebuilt_library_must_run_on_the_device(check, monkeypatch, probe, status):
+def test_nothing_is_tried_without_kernels_and_a_device(check, monkeypatch, output, status):
     monkeypatch.setenv("LASER_PREBUILT", "1")
-    monkeypatch.setattr(check, "run", lambda *a, **k: (0, f"a warning\n{json.dumps(probe)}\n", 1.0))
+    monkeypatch.setattr(check, "run", lambda *a, **k: (1, f"a warning\n{output}\n", 1.0))
+    with pytest.raises(gpu_check.NoBuild):
+        gpu_check.build(check)
+    assert [row["status"] for row in records(check)] == [status]
+
+
+def test_a_call_that_fails_does_not_keep_the_tests_from_saying_why(check, monkeypatch):
+    monkeypatch.setenv("LASER_PREBUILT", "1")
+    monkeypatch.setattr(check, "run", lambda *a, **k: (1, f"{FACTS}\nCUDA error: an illegal access\n", 1.0))
     gpu_check.build(check)
-    assert records(check)[0]["status"] == status
+    build, probe = records(check)
+    assert (build["status"], probe["status"]) == ("ok", "failed: exit code 1") and "illegal" in probe["details"]
+    assert [done.gates for done in check.done] == [False, True]
+
+
+def test_a_case_that_ends_the_process_does_not_end_the_others(check, monkeypatch):
+    ran = []
+
+    def run(what, command, limit, **environment):
+        ran.append(command[-2:])
+        return [(1, "one: goal x\n(3 s)\ntwo: goal y\n", 1.0), (3, "three: goal z\n", 1.0)][len(ran) - 1]
+
+    monkeypatch.setattr(check, "run", run)
+    gpu_check.bench(check)
+    assert ran[1] == ["--after", "two"] and len(ran) == 2
+    assert records(check)[0]["status"] == "failed: two ended the process (exit code 1)"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +193,7 @@ def test_a_prebuilt_library_must_run_on_the_device(check, monkeypatch, probe, st
     [
         ("ERROR SUMMARY: 0 errors", 0, "ok"),
         ("ERROR SUMMARY: 3 errors", 86, "failed: errors found"),
+        ("Invalid __global__ read of size 4 bytes", 86, "failed: errors found"),
         ("RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)", 86, "failed: errors found"),
         ("Error: Device not supported. Please refer to the documentation.", 1, "refused"),
         ("5 deselected", 5, "failed: no tests"),
@@ -164,7 +213,7 @@ def test_sanitizer_verdicts(check, monkeypatch, tmp_path, says, code, status):
 def test_no_tests_is_a_failure(check, monkeypatch):
     monkeypatch.setattr(check, "run", lambda *a, **k: (gpu_check.NO_TESTS, "no tests ran", 1.0))
     gpu_check.test(check)
-    assert [row["status"] for row in records(check)] == ["failed: no tests"] * 2
+    assert [row["status"] for row in records(check)] == ["failed: no tests"] * 3
 
 
 def test_the_command_runs_here(tmp_path):
