@@ -53,12 +53,13 @@ std::shared_ptr<void> allocate(const torch::stable::Tensor& like, size_t bytes) 
     auto memory = std::make_shared<torch::stable::Tensor>(
         torch::stable::new_empty(like, {int64_t(bytes)}, torch::headeronly::ScalarType::Byte));
     return {memory, memory->mutable_data_ptr()};
-  } catch (const std::exception& error) {
-    // The stable ABI tells out of memory from other failures by its words alone.
-    if (std::string(error.what()).find("out of memory") == std::string::npos) {
-      throw;
-    }
-    throw OutOfMemory("[laser_kernels] out of memory: " + std::to_string(bytes) + " bytes of scratch: " + error.what());
+  } catch (const std::exception&) {
+    // The stable ABI keeps torch's reason to itself: on a device that still answers it is taken for lack of memory.
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "scratch", 0, 0, 0);
+    throw OutOfMemory("[laser_kernels] out of memory: torch has no " + std::to_string(bytes) +
+                      " bytes of scratch; the device has " + std::to_string(free) + " of " + std::to_string(total) +
+                      " free");
   }
 }
 

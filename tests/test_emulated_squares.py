@@ -81,7 +81,7 @@ def test_large_products_in_full_are_six_of_slices(emu):
     scale = a.double().abs() @ b.mT.double().abs()
     error = ((c - exact).abs() / scale).max().item()
     print(f"three slices: {error:.1e} of sum |a| |b|, float32 rounds to {eps(torch.float32) / 2:.1e}")
-    assert 0 < error <= eps(torch.float32)
+    assert 0 < error <= 4 * eps(torch.float32)  # sums are cut off every 16 terms; two slices leave 2^-17
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -59,7 +59,9 @@ struct Factors {
 constexpr double kFloor = 32.0;
 
 // The measured residual and the one from the captured energy agree to rounding; more than this apart, one is wrong.
+// Their squares may also be this many times the captured energy's own rounding apart (Tolerance::noise).
 constexpr double kAgreement = 1e-3;
+constexpr double kNoiseApart = 2.0;
 
 // Checked over all of SmolLM2's matrices by bench/accuracy.py.
 constexpr double kRounding = 4.0;
@@ -88,14 +90,16 @@ LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double no
   return c;
 }
 
-// Enters the measured residuals, squared, of what was written. False where they contradict the certificate, whose
-// status is then kPrecision, or kSpoiled where the weight itself was overwritten.
-LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, double eps, bool in_place) {
+// Enters the measured residuals, squared, of what was written. Where they contradict the certificate its status becomes
+// kPrecision, or kSpoiled where the weight itself was overwritten. noise: the driver's, as in Tolerance.
+LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, double noise, double eps,
+                                       bool in_place) {
   const double optimal = c.unrounded;
   c.unrounded = sqrt(unrounded2);
   c.residual = sqrt(rounded2);
   const double apart = c.unrounded > optimal ? c.unrounded - optimal : optimal - c.unrounded;
-  if (!(apart <= kAgreement * optimal + kFloor * eps * c.norm)) {
+  const double sum = c.unrounded + optimal, of_energy = kNoiseApart * noise * c.norm * c.norm;
+  if (!(apart <= kAgreement * optimal + kFloor * eps * c.norm || apart * sum <= of_energy)) {
     c.status = double(int(in_place ? Status::kSpoiled : Status::kPrecision));
   }
 }

@@ -54,6 +54,7 @@ inline void check(cudaError_t status, const char* step, int64_t count, int64_t r
   if (status == cudaSuccess) {
     return;
   }
+  cudaGetLastError();  // or the next launch reports it once more
   std::string text = std::string("[laser_kernels] ") + step + ": " + cudaGetErrorName(status) + " (" +
                      cudaGetErrorString(status) + ") on " + std::to_string(count) + " matrices of " +
                      std::to_string(rows) + "x" + std::to_string(cols);

@@ -57,7 +57,7 @@ LinalgCuda<T>::LinalgCuda(const CudaContext& context, int64_t count, const Opera
       shifted_(context, count),
       defect_(context, count),
       diagonal_(context, count) {
-  batch_ = {true, count, {nullptr, int(count)}, addresses_.get()};
+  batch_ = {0, {nullptr, int(count)}, addresses_.get()};
   selected_.resize(count);
   std::iota(selected_.begin(), selected_.end(), 0);
 }
@@ -100,7 +100,8 @@ void LinalgCuda<T>::select(const std::vector<int64_t>& matrices) {
       cudaMemcpyAsync(index_.get(), index.data(), index.size() * sizeof(int), cudaMemcpyHostToDevice, context_.stream),
       "select", count, 0, 0);
   selected_ = matrices;
-  batch_ = {count == count_, count, {count == count_ ? nullptr : index_.get(), count}, addresses_.get()};
+  const bool neighbours = count > 0 && matrices.back() - matrices.front() == count - 1;
+  batch_ = {neighbours ? matrices.front() : -1, {count == count_ ? nullptr : index_.get(), count}, addresses_.get()};
 }
 
 // One product per slice of a, with all the slices of b that matter, side by side, so that a's are read once. Columns of

@@ -27,11 +27,14 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   const auto value = [](uint32_t pair, int k) { return widen(BFloat16{uint16_t(k % 2 ? pair >> 16 : pair)}); };
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    double sum = d[i];
     for (int k = 0; k < 16; ++k) {
       const int holder = k % 8 / 2;
-      d[i] += value(as[warp][row % 8 * 4 + holder][row / 8 + 2 * (k / 8)], k) *
-              value(bs[warp][column * 4 + holder][k / 8], k);
+      sum += double(value(as[warp][row % 8 * 4 + holder][row / 8 + 2 * (k / 8)], k)) *
+             double(value(bs[warp][column * 4 + holder][k / 8], k));
     }
+    d[i] = float(sum);
+    d[i] = std::abs(double(d[i])) > std::abs(sum) ? std::nextafter(d[i], 0.0f) : d[i];  // cut off, not rounded
   }
   __syncwarp();
 #endif

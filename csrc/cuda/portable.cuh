@@ -28,7 +28,7 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
     const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (status != cudaSuccess) {
-      return status;
+      return status;  // check() forgets it
     }
   }
   kernel<<<grid, block, shared_bytes, stream>>>(P(arguments)...);

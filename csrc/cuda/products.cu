@@ -65,15 +65,21 @@ void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Bl
   const char* type = std::is_same_v<E, double> ? "float64" : std::is_same_v<E, float> ? "float32" : "bfloat16";
   const int compute = std::is_same_v<T, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
   const int64_t leading = c.row_stride < c.cols ? c.cols : c.row_stride;
-  if (batch.all) {
-    const int status =
-        table.GemmStridedBatchedEx(context.cublas_handle, left.operation, right.operation, n, m, k, &alpha, b.data,
-                                   kType<E>, left.leading, b.stride, a.data, kType<E>, right.leading, a.stride, &beta,
-                                   c.data, kType<T>, leading, c.stride, batch.count, compute, CUBLAS_GEMM_DEFAULT);
-    check(table, status, type, batch.count, m, n, k);
+  const int count = batch.selection.count;
+  if (batch.first >= 0) {
+    const E *from_b = b.data + batch.first * b.stride, *from_a = a.data + batch.first * a.stride;
+    T* to = c.data + batch.first * c.stride;
+    const int status = count == 1
+                           ? table.GemmEx(context.cublas_handle, left.operation, right.operation, n, m, k, &alpha,
+                                          from_b, kType<E>, left.leading, from_a, kType<E>, right.leading, &beta, to,
+                                          kType<T>, leading, compute, CUBLAS_GEMM_DEFAULT)
+                           : table.GemmStridedBatchedEx(context.cublas_handle, left.operation, right.operation, n, m, k,
+                                                        &alpha, from_b, kType<E>, left.leading, b.stride, from_a,
+                                                        kType<E>, right.leading, a.stride, &beta, to, kType<T>, leading,
+                                                        c.stride, count, compute, CUBLAS_GEMM_DEFAULT);
+    check(table, status, type, count, m, n, k);
     return;
   }
-  const int count = batch.selection.count;
   laser::check(launch(addresses_kernel, dim3((count + 127) / 128), dim3(128), 0, context.stream, b.data,
                       b.stride * int64_t(sizeof(E)), a.data, a.stride * int64_t(sizeof(E)), c.data,
                       c.stride * int64_t(sizeof(T)), batch.addresses, batch.selection),

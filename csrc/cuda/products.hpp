@@ -9,10 +9,9 @@ namespace laser {
 
 // The matrices of a batch that a product is about, as the host knows them.
 struct Batch {
-  bool all;             // 0 .. count - 1
-  int64_t count;        // selected
-  Selection selection;  // for kernels
-  void** addresses;     // scratch in device memory, 3 count pointers, where not all
+  int64_t first;        // of neighbours, first .. first + count - 1; -1: they are not
+  Selection selection;  // for kernels; its count says how many
+  void** addresses;     // scratch in device memory, 3 count pointers, where not neighbours
 };
 
 // c = alpha a b + beta c. (E, T) = (float, float), (double, double) or (BFloat16, float); sums are T. Each block has

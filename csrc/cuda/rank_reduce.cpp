@@ -26,7 +26,7 @@ constexpr int64_t kLookEvery = 4;
 
 // Tensor cores cut off what does not fit their float32 sums. One cut per so many terms is counted as a rounding error
 // in one direction (DEVNOTES.md, "Tensor cores").
-constexpr double kTermsPerRounding = 256;
+constexpr double kTermsPerRounding = 128;
 
 // Everything a group of matrices needs to know; matrix 0 of the group is `first` of the call.
 struct Call {
@@ -81,6 +81,15 @@ int slices_of(const Call& call) {
 // Whether the driver multiplies weights rounded to bfloat16.
 bool multiplies_rounded(const Request& r) { return r.half && r.route == RouteKind::kRandomized && !r.gram; }
 
+// Whether every matrix begins where cuBLAS may read it. Of those that it is given by address it cannot find that out,
+// and asks for 16 bytes where a product's inner dimension is a multiple of 8, for 4 where it is even
+// ("cublasGemmBatchedEx").
+bool is_aligned(const Weight& w) {
+  const int64_t boundary = w.rows % 8 == 0 || w.cols % 8 == 0 ? 16 : 4;
+  const int64_t step = w.count > 1 ? w.stride * int64_t(size_of(w.dtype)) : 0;
+  return int64_t(reinterpret_cast<uintptr_t>(w.data) % 16) % boundary == 0 && step % boundary == 0;
+}
+
 // The weights of a group as products want them, with the memory of what had to be copied.
 template <typename T>
 struct Loaded {
@@ -93,7 +102,7 @@ struct Loaded {
     const int64_t elements = count * w.rows * w.cols;
     const bool same = w.dtype == (std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32);
     operand.count = slices_of<T>(call);
-    if (operand.count == 1 && !call.scaled) {
+    if (operand.count == 1 && !call.scaled && is_aligned(w)) {
       const BFloat16* data = static_cast<const BFloat16*>(w.data) + first * w.stride;
       operand.slices.first = oriented<const BFloat16>(call, {data, count, w.rows, w.cols, w.stride, w.row_stride, 1});
       return;
@@ -179,8 +188,8 @@ void write_factors(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& resu
 }
 
 template <typename T>
-void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result, const int* exponent, int64_t first,
-                 int64_t count) {
+void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result, const int* exponent, double noise,
+                 int64_t first, int64_t count) {
   const CudaContext& context = call.context;
   const auto part = [&](const Weight& w) {
     Weight some = w;
@@ -196,7 +205,7 @@ void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result
   const Selection& sel = la.batch().selection;
   check(reconstruct<T>(left, right, exponent, weight, out, sel, residual2.get(), scratch.get(), context.stream),
         "reconstruct", count, weight.rows, weight.cols);
-  check(measured(residual2.get(), input_eps(weight.dtype), call.dense->data == call.weight.data,
+  check(measured(residual2.get(), noise, input_eps(weight.dtype), call.dense->data == call.weight.data,
                  call.certificates + first, sel, context.stream),
         "certify", count, weight.rows, weight.cols);
 }
@@ -252,7 +261,7 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
     la.select(good);
   }
   if (call.dense) {
-    write_dense(call, la, result, exponent.get(), first, count);
+    write_dense(call, la, result, exponent.get(), problem.tolerance.noise, first, count);
   } else if (call.weight.dtype == Dtype::kFloat64) {
     write_factors<T, double>(call, la, result, exponent.get(), first, count);
   } else {
@@ -279,7 +288,7 @@ int64_t bytes_of_one(const Call& call) {
   const int64_t m = call.tall(), n = call.side(), r = call.request.rank, l = call.request.block;
   const SvdProblem one = problem_of<T>(call, 0, 1, nullptr);
   const int slices = slices_of<T>(call);
-  const bool copied = call.scaled || slices != 1;
+  const bool copied = call.scaled || slices != 1 || !is_aligned(call.weight);
   const int64_t copies = slices > 0 ? 2 * slices : 2 + int64_t(sizeof(T));
   int64_t bytes = (copied ? copies * m * n : 0) + 3 * (m + n) * r * int64_t(sizeof(T));
   ScratchSize scratch = {(m + n) * n, 2 * n};

@@ -1,13 +1,22 @@
 #include "fake_cublas.hpp"
 
-#include <cstring>
+#include <cmath>
+#include <type_traits>
 
 #include "core/dtype.hpp"
 
 namespace laser {
 namespace {
 
-// Not rounding anything but operands and results, as cuBLAS would at best.
+// Towards zero, as tensor cores cut off what does not fit their sums.
+float cut_off(double x) {
+  const float y = float(x);
+  return std::abs(double(y)) > std::abs(x) ? std::nextafter(y, 0.0f) : y;
+}
+
+// Sums of bfloat16 products are cut off every kStep terms; other results are rounded once, as cuBLAS would at best.
+constexpr int64_t kStep = 16;
+
 template <typename E, typename T>
 void gemm(int transa, int transb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* a, int64_t lda,
           const void* b, int64_t ldb, const void* beta, void* c, int64_t ldc) {
@@ -22,6 +31,9 @@ void gemm(int transa, int transb, int64_t m, int64_t n, int64_t k, const void* a
         const E x = transa ? from_a[p + i * lda] : from_a[i + p * lda];
         const E y = transb ? from_b[j + p * ldb] : from_b[p + j * ldb];
         sum += double(widen(x)) * double(widen(y));
+        if (std::is_same_v<E, BFloat16> && (p % kStep == kStep - 1 || p == k - 1)) {
+          sum = cut_off(sum);
+        }
       }
       T& out = to[i + j * ldc];
       out = T(by * sum) + (keep == 0 ? T(0) : keep * out);
@@ -65,6 +77,12 @@ int strided(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, cons
   return status;
 }
 
+int single(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* a, int type_a,
+           int64_t lda, const void* b, int type_b, int64_t ldb, const void* beta, void* c, int type_c, int64_t ldc,
+           int compute, int) {
+  return any_type(transa, transb, m, n, k, alpha, a, type_a, lda, b, type_b, ldb, beta, c, type_c, ldc, compute);
+}
+
 int batched(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* const* a,
             int type_a, int64_t lda, const void* const* b, int type_b, int64_t ldb, const void* beta, void* const* c,
             int type_c, int64_t ldc, int64_t count, int compute, int) {
@@ -83,6 +101,7 @@ int math_mode = 1;  // torch may have left TF32 on
 const Cublas& fake_cublas() {
   static const Cublas table = [] {
     Cublas t{};
+    t.GemmEx = single;
     t.GemmStridedBatchedEx = strided;
     t.GemmBatchedEx = batched;
     t.GetMathMode = [](void*, int* mode) {
