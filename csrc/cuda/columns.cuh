@@ -15,7 +15,8 @@ struct Copy {
   Block<const T> from;
   Block<T> to;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const { to.at(b, i, j) = from.at(b, i, j); }
+  __device__ T take(int64_t b, int64_t i, int64_t j) const { return from.at(b, i, j); }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { to.at(b, i, j) = value; }
 };
 
 template <typename T>
@@ -25,8 +26,9 @@ struct Slice {
   int slices;
   int64_t part;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    cut(float(from.at(b, i, j)), slices, &to.at(b, i, j), part);
+  __device__ T take(int64_t b, int64_t i, int64_t j) const { return from.at(b, i, j); }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const {
+    cut(float(value), slices, &to.at(b, i, j), part);
   }
 };
 
@@ -37,11 +39,12 @@ struct AddColumns {
   int64_t pitch;
   Block<T> to;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+  __device__ T take(int64_t b, int64_t i, int64_t j) const {
     T sum = T(0);
     LASER_NO_UNROLL for (int k = parts - 1; k >= 0; --k) { sum += from.at(b, i, k * pitch + j); }
-    to.at(b, i, j) = sum;
+    return sum;
   }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { to.at(b, i, j) = value; }
 };
 
 template <typename T>
@@ -51,16 +54,15 @@ struct Chebyshev {
   int factor;
   Block<T> out;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+  __device__ T take(int64_t b, int64_t i, int64_t j) const {
     const T slope = T(progress[b].slope);
-    T& to = out.at(b, i, j);
     if (slope == 0) {
-      to = x.at(b, i, j);
-    } else {
-      const T shifted = slope * x.at(b, i, j) - z.at(b, i, j);
-      to = factor == 1 ? shifted : 2 * shifted - to;
+      return x.at(b, i, j);
     }
+    const T shifted = slope * x.at(b, i, j) - z.at(b, i, j);
+    return factor == 1 ? shifted : 2 * shifted - out.at(b, i, j);
   }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { out.at(b, i, j) = value; }
 };
 
 template <typename T, typename To>
@@ -69,9 +71,10 @@ struct ScaleColumns {
   const double* scale;
   Block<To> to;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    to.at(b, i, j) = To(double(from.at(b, i, j)) * scale[b * from.cols + j]);
+  __device__ To take(int64_t b, int64_t i, int64_t j) const {
+    return To(double(from.at(b, i, j)) * scale[b * from.cols + j]);
   }
+  __device__ void put(int64_t b, int64_t i, int64_t j, To value) const { to.at(b, i, j) = value; }
 };
 
 template <typename T>
@@ -79,7 +82,8 @@ struct WidenRow {
   Block<const T> row;
   double* out;
 
-  __device__ void operator()(int64_t b, int64_t, int64_t j) const { out[b * row.cols + j] = double(row.at(b, 0, j)); }
+  __device__ T take(int64_t b, int64_t, int64_t j) const { return row.at(b, 0, j); }
+  __device__ void put(int64_t b, int64_t, int64_t j, T value) const { out[b * row.cols + j] = double(value); }
 };
 
 // One block per 32x32 tile on or below the diagonal: read along rows, written along rows of the transpose.

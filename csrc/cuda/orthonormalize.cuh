@@ -100,15 +100,12 @@ struct Normalize {
   Block<T> x;
   const double* norm2;  // (count, l)
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+  __device__ T take(int64_t b, int64_t i, int64_t j) const {
     const double sum = norm2[b * x.cols + j];
-    T& to = x.at(b, i, j);
-    if (sum > 0) {
-      to = T(double(to) * (1 / sqrt(sum)));
-    } else if (sum == 0) {
-      to = T(refill(b, i, j, x.rows));
-    }
+    const T before = x.at(b, i, j);
+    return sum > 0 ? T(double(before) * (1 / sqrt(sum))) : sum == 0 ? T(refill(b, i, j, x.rows)) : before;
   }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { x.at(b, i, j) = value; }
 };
 
 // --- cholesky_inverse

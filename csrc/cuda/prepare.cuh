@@ -112,7 +112,8 @@ struct Load {
   Scaled<E> scaled;
   Block<T> out;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const { narrow(scaled(b, i, j), out.at(b, i, j)); }
+  __device__ double take(int64_t b, int64_t i, int64_t j) const { return scaled(b, i, j); }
+  __device__ void put(int64_t b, int64_t i, int64_t j, double value) const { narrow(value, out.at(b, i, j)); }
 };
 
 template <typename E>
@@ -122,8 +123,9 @@ struct LoadSlices {
   int slices;
   int64_t part;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    cut(float(scaled(b, i, j)), slices, &out.at(b, i, j), part);
+  __device__ float take(int64_t b, int64_t i, int64_t j) const { return float(scaled(b, i, j)); }
+  __device__ void put(int64_t b, int64_t i, int64_t j, float value) const {
+    cut(value, slices, &out.at(b, i, j), part);
   }
 };
 

@@ -51,8 +51,8 @@ struct SlicePadded {
   BFloat16* to;
   int64_t padded;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    float rest = j < from.cols ? from.at(b, i, j) : 0.0f;
+  __device__ float take(int64_t b, int64_t i, int64_t j) const { return j < from.cols ? from.at(b, i, j) : 0.0f; }
+  __device__ void put(int64_t b, int64_t i, int64_t j, float rest) const {
     for (int k = 0; k < kSlices; ++k) {
       BFloat16 leading;
       narrow(rest, leading);

@@ -15,10 +15,11 @@ struct Affine {
   T scale, shift;
   Block<T> out;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+  __device__ T take(int64_t b, int64_t i, int64_t j) const {
     const T scaled = scale * x.at(b, i, j);
-    out.at(b, i, j) = i == j ? scaled + shift : scaled;
+    return i == j ? scaled + shift : scaled;
   }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { out.at(b, i, j) = value; }
 };
 
 template <typename T>
@@ -28,10 +29,8 @@ struct Add {
   T beta;
   Block<T> y;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    T& to = y.at(b, i, j);
-    to = alpha * x.at(b, i, j) + beta * to;
-  }
+  __device__ T take(int64_t b, int64_t i, int64_t j) const { return alpha * x.at(b, i, j) + beta * y.at(b, i, j); }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { y.at(b, i, j) = value; }
 };
 
 // root[b * n + i] = 1 / sqrt(s(i, i)).
@@ -41,9 +40,9 @@ struct Roots {
   double* root;
   int* shifted;
 
-  __device__ void operator()(int64_t b, int64_t, int64_t i) const {
-    const double pivot = double(s.at(b, i, i));
-    root[b * s.cols + i] = 1 / sqrt(pivot);
+  __device__ T take(int64_t b, int64_t, int64_t i) const { return s.at(b, i, i); }
+  __device__ void put(int64_t b, int64_t, int64_t i, T pivot) const {
+    root[b * s.cols + i] = 1 / sqrt(double(pivot));
     if (!(pivot > 0)) {
       shifted[b] = 1;  // whoever comes here writes the same
     }
@@ -56,17 +55,19 @@ struct Equilibrate {
   const double* root;
   Block<T> unit;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
+  __device__ T take(int64_t b, int64_t i, int64_t j) const {
     const double* r = root + b * s.cols;
-    unit.at(b, i, j) = i == j ? T(1) : T(double(s.at(b, i, j)) * r[i] * r[j]);
+    return i == j ? T(1) : T(double(s.at(b, i, j)) * r[i] * r[j]);
   }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { unit.at(b, i, j) = value; }
 };
 
 template <typename T>
 struct Zero {
   Block<T> x;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const { x.at(b, i, j) = T(0); }
+  __device__ T take(int64_t, int64_t, int64_t) const { return T(0); }
+  __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { x.at(b, i, j) = value; }
 };
 
 template <typename T>
@@ -74,8 +75,9 @@ struct ZeroFailed {
   const double* failed;
   Block<T> w;
 
-  __device__ void operator()(int64_t b, int64_t i, int64_t j) const {
-    if (failed[b] != 0) {
+  __device__ bool take(int64_t b, int64_t, int64_t) const { return failed[b] != 0; }
+  __device__ void put(int64_t b, int64_t i, int64_t j, bool value) const {
+    if (value) {
       w.at(b, i, j) = T(0);
     }
   }
