@@ -49,7 +49,7 @@ struct RitzStep {
   const double* residual2;  // (count, block) ||G v_i - theta_i v_i||^2
   double* loss;             // (count, block) scratch
   const double* norm2;      // (count) ||A||_F^2
-  const double* whole2;     // (count) what the tolerance's noise and floor are relative to; null: norm2
+  const double* whole2;     // (count) what the tolerance's noise and floor are relative to, mostly norm2
   Progress* progress;       // (count) updated
   const int* defect;        // (count) nonzero where the basis is not orthonormal; null: it is
   int64_t rank, block, n;   // n: dimension of the space, which the block may span
@@ -180,11 +180,11 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   captured = team.sum(captured);
   rounding = team.sum(rounding);
 
-  const double whole2 = step.whole2 ? step.whole2[b] : norm2, noise = t.noise * whole2;
+  const double noise = t.noise * step.whole2[b];
   const bool stalled = p.missing >= 0 && missing > kStalled * p.missing;
   p.missing = missing;
   p.remainder = larger(norm2 - captured, 0.0);
-  const double floor2 = t.floor * t.floor * whole2;
+  const double floor2 = t.floor * t.floor * step.whole2[b];
   const bool exhausted = p.remainder + noise <= floor2;
   const double tail2 = p.remainder - noise - smaller(missing, p.remainder);  // at least this much is optimal
   const double denominator = 2 * larger(tail2, 0.1 * p.remainder);

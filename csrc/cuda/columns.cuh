@@ -200,16 +200,23 @@ __global__ void __launch_bounds__(256)
   off = block_reduce(off, Max(), scratch);
   top = block_reduce(top, Max(), scratch);
   const bool spoiled = block_reduce(nan ? 1.0 : 0.0, Max(), scratch) > 0;
+  double negative = 0;
+  for (int64_t j = threadIdx.x; j < l; j += blockDim.x) {
+    const double v = double(m.at(b, j, j));
+    sigma[b * l + j] = v < 0 ? -v : v;
+    negative = v < 0 ? 1.0 : negative;
+  }
+  negative = block_reduce(negative, Max(), scratch);  // and everybody has written sigma
   if (threadIdx.x == 0) {
     diagonal[b] = !spoiled && off <= kDiagonal * eps * top;
     double above = 1.7976931348623157e308;
     for (int64_t j = 0; j < l; ++j) {  // neighbours may be out of order by rounding
-      const double v = double(m.at(b, j, j)), size = v < 0 ? -v : v;
+      const double size = sigma[b * l + j];
       above = size < above ? size : above;
       sigma[b * l + j] = above;
     }
   }
-  for (int64_t e = threadIdx.x; e < u.rows * l; e += blockDim.x) {
+  for (int64_t e = threadIdx.x; negative > 0 && e < u.rows * l; e += blockDim.x) {
     if (m.at(b, e % l, e % l) < T(0)) {
       u.at(b, e / l, e % l) = -u.at(b, e / l, e % l);
     }

@@ -21,7 +21,8 @@ struct BlockTeam {
   __device__ void sync() const { __syncthreads(); }
 };
 
-__global__ void __launch_bounds__(kJudgeThreads) judge_kernel(RitzStep step, Selection sel) {
+// One resident block is enough; without saying so, ptxas for sm_100 spills.
+__global__ void __launch_bounds__(kJudgeThreads, 1) judge_kernel(RitzStep step, Selection sel) {
   __shared__ double scratch[32];
   judge(BlockTeam{scratch}, step, sel[blockIdx.x]);
 }

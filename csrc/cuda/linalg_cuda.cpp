@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/columns.hpp"
 #include "cuda/dense_solvers.hpp"
@@ -30,6 +31,12 @@ int64_t half_of(int64_t n) { return n <= kSmallest ? 0 : ((n + 1) / 2 + kSmalles
 
 // Columns of a slice that lies beside others: 16 bytes of bfloat16 numbers, or a multiple.
 int64_t pitch_of(int64_t cols) { return (cols + 7) / 8 * 8; }
+
+// Whether a product of float32 blocks (m, k) (k, n) is made of slices.
+template <typename T>
+bool in_slices(int64_t m, int64_t k, int64_t n) {
+  return std::is_same_v<T, float> && std::min({m, k, n}) >= kSlicedSide;
+}
 
 // Whether two blocks are one.
 template <typename T>
@@ -229,7 +236,7 @@ void LinalgCuda<T>::multiply_slices(Block<const T> a, Block<const T> b, Block<T>
 // As good as products in T: in slices where those are faster.
 template <typename T>
 void LinalgCuda<T>::multiply_full(Block<const T> a, Block<const T> b, Block<T> c, T alpha, T beta) {
-  if (std::is_same_v<T, float> && std::min({a.rows, a.cols, b.cols}) >= kSlicedSide) {
+  if (in_slices<T>(a.rows, a.cols, b.cols)) {
     multiply_slices(a, b, c, kAllSlices, alpha, beta);
   } else {
     laser::multiply<T, T>(context_, a, b, c, beta, batch_, alpha);
@@ -334,15 +341,33 @@ void LinalgCuda<T>::orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, i
   T* data = room(context_, block_, x.count * (n * l + l * l));
   const Block<T> other = Block<T>::dense(data, x.count, n, l);
   const Block<T> work = Block<T>::dense(data + x.count * n * l, x.count, l, l);
+  const bool sliced = in_slices<T>(l, n, l);
+  const int64_t part = kAllSlices * x.count * n * l;
+  Block<T> now = x, next = other;
   for (int pass = 0; pass < passes; ++pass) {
     if (pass % 2 == 0) {  // a pass leaves unit columns, but for dependent ones, whose length tells them in the next
-      check(normalize_columns(x, batch_.selection, partial, context_.stream), "normalize_columns", x.count, n, l);
+      check(normalize_columns(now, batch_.selection, partial, context_.stream), "normalize_columns", x.count, n, l);
     }
-    this->gram(x, gram);
+    BFloat16* slices = sliced ? room(context_, slices_, part + kAllSlices * x.count * l * l) : nullptr;
+    const Slices left = sliced ? this->sliced(now, kAllSlices, slices) : Slices{};  // both products read them
+    if (sliced) {
+      add_products(left.transposed(), left, kAllSlices, kAllSlices, gram, T(1), T(0));
+      check(mirror(gram, batch_.selection, context_.stream), "gram", x.count, l, l);
+    } else {
+      this->gram(now, gram);
+    }
     check(cholesky_inverse<T>(gram, work, factor, deviation_.get(), shifted_.get(), batch_.selection, context_.stream),
           "orthonormalize", x.count, n, l);
-    multiply_full(x, factor.transposed(), other, T(1), T(0));
-    copy(other, x);
+    if (sliced) {
+      const Slices right = this->sliced(factor.transposed(), kAllSlices, slices + part);
+      add_products(left, right, kAllSlices, kAllSlices, next, T(1), T(0));
+    } else {
+      multiply(now, factor.transposed(), next);
+    }
+    std::swap(now, next);
+  }
+  if (now.data != x.data) {
+    copy(now, x);
   }
   check(find_defects(deviation_.get(), shifted_.get(), defect_.get(), batch_.selection, context_.stream),
         "orthonormalize", x.count, n, l);

@@ -15,6 +15,8 @@
 //          4096x4096, r = 410, bf16: 41 GFLOP in products, 67 MB for A and out: bounded by products.
 // Order:   sums of a tile, then of tiles, in an order that depends on the shape alone.
 #pragma once
+#include <type_traits>
+
 #include "core/weight.hpp"
 #include "cuda/batch.cuh"
 #include "cuda/elementwise.cuh"
@@ -83,6 +85,10 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
   struct alignas(kEach * sizeof(E)) Pack {
     E at[kEach];
   };
+  struct alignas(kEach * sizeof(T)) Values {
+    T at[kEach];
+  };
+  using Difference = std::conditional_t<std::is_same_v<E, double>, double, T>;  // exact enough for so short a weight
   const T scale = T(ldexp(T(1), target.exponent ? target.exponent[b] : 0));
   const E* from = target.weight + b * target.stride;
   E* to = target.out + b * target.out_stride;
@@ -97,13 +103,14 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
     if (whole) {
       before = *reinterpret_cast<const Pack*>(a);
     }
+    const Values sums = *reinterpret_cast<const Values*>(tile + i * row + threadIdx.x % 32 * kEach);
     for (int c = 0; c < kEach; ++c) {
       if (j + c < target.cols) {
-        const T x = tile[i * row + threadIdx.x % 32 * kEach + c] * scale;
-        const double weight = double(widen(whole ? before.at[c] : a[c]));
+        const T x = sums.at[c] * scale;
+        const Difference weight = Difference(widen(whole ? before.at[c] : a[c]));
         narrow(x, after.at[c]);
-        const double d = weight - double(x), e = weight - double(widen(after.at[c]));
-        unrounded += d * d;
+        const double d = double(weight - Difference(x)), e = double(weight - Difference(widen(after.at[c])));
+        unrounded += d * d;  // in float32 they might not fit
         rounded += e * e;
         if (!whole) {
           y[c] = after.at[c];

@@ -121,7 +121,7 @@ EMU_EXPORT int emu_judge(const double* theta, const double* residual2, const dou
                           residual2,
                           loss.data(),
                           norm2,
-                          nullptr,
+                          norm2,
                           progress.data(),
                           nullptr,
                           rank,
