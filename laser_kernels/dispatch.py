@@ -201,18 +201,28 @@ def _randomized_seconds(
         iterate = (full + (2 * multiplies + 2 - full) / (rates.half or 1)) * product(m, n, block)
     small = rounds * (12.0 * n * block**2 / rates.block_flops + _eigh_seconds(block, rates, batch))
     calls = 15 + 20 * rounds + 3 * multiplies
+    if rates.batched:  # CholeskyQR is a series of launches, and makes of the block's products what float32 ones cost
+        passes = multiplies + rounds
+        calls += passes * (20 + 6 * -(-block // CHOLESKY_PANEL))
+        small += (passes - 2 * rounds) * 4.0 * n * block**2 / rates.block_flops
     return iterate + small + calls * rates.call / (batch if rates.batched else 1)
+
+
+# Columns that one launch of CholeskyQR's factorization takes, of three and of two tries (kPanel of
+# csrc/cuda/orthonormalize.cuh).
+CHOLESKY_PANEL = 64
 
 
 # SPECTRAL (csrc/core/spectral.cpp): transforms of A^T A until the cut lies in the middle, 64 thin products each for the
 # moments; quintics of three products; the top-up's block, and its multiplications. Typical of what bench/spectral.py
-# measures. Calls: counted in the source.
+# measures. Calls: counted by running the driver with one search on 4096x4096 at 50 %.
 SPECTRAL_SEARCHES = 2
 SPECTRAL_MOMENTS = 64
 SPECTRAL_QUINTICS = 4
 SPECTRAL_TOP_UP = 128
 SPECTRAL_MULTIPLIES = 8
-SPECTRAL_CALLS = 400
+SPECTRAL_CALLS = 1700
+SPECTRAL_GROUP = 8  # matrices that go together: 14 of 4096x4096 in an eighth of 141 GB
 # Below this share of n the model's difference to RANDOMIZED is not to be trusted before a GPU has measured it.
 SPECTRAL_LEAST = 0.25
 
@@ -227,9 +237,10 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     products = 2.0 * n**3 * (rounded / halves + full / max(rates.block_flops, sixth))
     moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * 4.0 * n * n / rates.bytes
     block = min(n, SPECTRAL_TOP_UP)
-    top_up = _randomized_seconds(n, n, block, min(rank, block), SPECTRAL_MULTIPLIES, True, False, rates, batch)
+    together = min(batch, SPECTRAL_GROUP)
+    top_up = _randomized_seconds(n, n, block, min(rank, block), SPECTRAL_MULTIPLIES, True, False, rates, together)
     weights = _gram_seconds(m, n, rates) + 2.0 * m * n * rank / rates.flops
-    return products + moments + top_up + weights + SPECTRAL_CALLS * rates.call
+    return products + moments + top_up + weights + SPECTRAL_CALLS * rates.call / (together if rates.batched else 1)
 
 
 @functools.lru_cache(maxsize=4096)
