@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laser_kernels import ops
-from laser_kernels.arrays import on_its_stream
+from laser_kernels.arrays import is_plain, on_its_stream
 from laser_kernels.canonical import Canonical, as_tensor, canonicalise, unit_stride
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
@@ -144,7 +144,7 @@ def low_rank(
     results: list[Tensor] = []
     infos: list[list[Info]] = []
     for bucket in given.buckets:
-        direct = targets[0] if targets and given.form != "list" and _writable_in_place(targets[0]) else None
+        direct = targets[0] if targets and given.form != "list" and _writable_in_place(targets[0], A) else None
         result = direct.view(bucket.tensor.shape) if direct is not None else torch.empty_like(bucket.tensor)
 
         def attempt(backend, weight, todo, path, keys, bucket=bucket, result=result):
@@ -158,6 +158,8 @@ def low_rank(
 
         infos.append(run(bucket, options, attempt, "low_rank"))
         results.append(result)
+        if direct is not None and not direct.is_inference():
+            torch.autograd.graph.increment_version(direct)  # autograd does not see the ops write
     ordered: Any
     if given.form == "list":
         ordered = _in_order(given, [list(r) for r in results])
@@ -249,8 +251,20 @@ def _infos(given: Canonical, infos: list[list[Info]]) -> Info | list[Info]:
     return infos[0][0] if given.form == "matrix" else _in_order(given, infos)
 
 
-def _writable_in_place(target: Tensor) -> bool:
-    return unit_stride(target) is target and (target.dim() < 3 or target.shape[0] == 1 or target.stride(0) > 0)
+def _writable_in_place(target: Tensor, A: Any) -> bool:
+    """Whether an op may write there while it reads A: it is A, or has none of A's memory, and no two of its elements are
+    one."""
+    source = as_tensor(A, "low_rank")
+    (first, last), (begin, end) = _addresses(source), _addresses(target)
+    same = first == begin and source.stride() == target.stride()
+    dense = unit_stride(target) is target and (target.dim() < 3 or target.shape[0] == 1 or target.stride(0) > 0)
+    return dense and (same or last <= begin or end <= first)
+
+
+def _addresses(t: Tensor) -> tuple[int, int]:
+    """Of the first byte and of the one behind the last."""
+    span = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + 1
+    return t.data_ptr(), t.data_ptr() + span * t.itemsize
 
 
 def _targets(A: Any, out: Any) -> list[Tensor]:
@@ -263,8 +277,11 @@ def _targets(A: Any, out: Any) -> list[Tensor]:
     sources = [as_tensor(a, "low_rank") for a in (A if listed else [A])]
     targets = []
     for source, o in zip(sources, out if listed else [out], strict=True):
-        if isinstance(o, np.ndarray) and not o.flags.writeable:
-            raise ValueError("[laser_kernels::low_rank] out is read-only")
+        if isinstance(o, np.ndarray) and not is_plain(o):
+            raise ValueError(
+                "[laser_kernels::low_rank] out must be writable, in native byte order and without negative strides: "
+                "leave it out, and copy the result"
+            )
         target = as_tensor(o, "low_rank", "out")
         if target.shape != source.shape or target.dtype != source.dtype or target.device != source.device:
             raise ValueError(

@@ -15,14 +15,19 @@ from torch import Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def is_plain(a: np.ndarray) -> bool:
+    """Whether torch can work on the memory of `a`: it knows neither read-only memory, nor negative strides, nor foreign
+    byte order.
+    """
+    return a.flags.writeable and a.dtype.isnative and all(s >= 0 for s in a.strides)
+
+
 def to_tensor(a: Any) -> Tensor | None:
     """A detached tensor over the memory of `a`; a copy where torch cannot view it; None for what is no array."""
     if isinstance(a, Tensor):
         return a.detach()
     if isinstance(a, np.ndarray):
-        # torch knows neither read-only memory, nor negative strides, nor foreign byte order
-        plain = a.flags.writeable and a.dtype.isnative and all(s >= 0 for s in a.strides)
-        return torch.from_numpy(a if plain else np.array(a, dtype=a.dtype.newbyteorder("="), order="C"))
+        return torch.from_numpy(a if is_plain(a) else np.array(a, dtype=a.dtype.newbyteorder("="), order="C"))
     return torch.from_dlpack(a) if hasattr(a, "__dlpack__") else None
 
 

@@ -51,6 +51,9 @@ def as_tensor(a: Any, where: str, name: str = "A") -> Tensor:
             f"[laser_kernels::{where}] {name} must be a torch tensor, a NumPy array, an array with DLPack, or a list of "
             f"them; got {type(a).__name__}"
         )
+    if t.device.type == "meta" or t.layout != torch.strided:
+        what = "is on the meta device and has no values" if t.device.type == "meta" else f"is {str(t.layout)[6:]}"
+        raise TypeError(f"[laser_kernels::{where}] {name} must be a dense tensor; {name} {what}")
     if t.dtype not in DTYPES:
         hint = "complex is not supported" if t.dtype.is_complex else "convert it first"
         raise TypeError(
@@ -66,6 +69,8 @@ def unit_stride(t: Tensor) -> Tensor:
 
 def per_matrix(value: Any, count: int, name: str, where: str) -> list[Any]:
     """`value` once per matrix: a sequence is taken as one value each."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, (Sequence, np.ndarray, Tensor)) and not isinstance(value, str):
         values = list(value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value)
         if len(values) != count:

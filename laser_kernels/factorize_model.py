@@ -56,7 +56,7 @@ def factorize_model_(
         before = (getattr(config, CONFIG_KEY, None) or {}).get("ranks", {})
         now = {piece.name: piece.rank for piece in pieces if not reasons[piece.name]}
         setattr(config, CONFIG_KEY, as_factored({}, {**before, **now})[CONFIG_KEY])
-    warn_escalated([label for label, row in rows.items() if row.status == "escalated"], stacklevel=2)
+    warn_escalated([label for label, row in rows.items() if row.status == "escalated"])
     return ModelReport(tuple(rows[piece.label] for piece in pieces), selection.notes + notes)
 
 

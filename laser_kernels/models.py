@@ -168,7 +168,7 @@ def reduce_model_(
     """
     selection = targets_of(model, plan)
     rows = reduce_pieces(pieces_of(model, selection), tol, seed)
-    warn_escalated([label for label, row in rows.items() if row.status == "escalated"], stacklevel=2)
+    warn_escalated([label for label, row in rows.items() if row.status == "escalated"])
     return ModelReport(tuple(rows.values()), selection.notes)
 
 
@@ -199,7 +199,7 @@ def reduced(
     saved = [p.detach().to("cpu", copy=True) for p in parameters]
     try:
         rows = reduce_pieces(pieces, tol, seed)
-        warn_escalated([label for label, row in rows.items() if row.status == "escalated"], stacklevel=3)
+        warn_escalated([label for label, row in rows.items() if row.status == "escalated"])
         yield ModelReport(tuple(rows.values()), selection.notes)
     finally:
         with torch.no_grad():

@@ -6,13 +6,14 @@ import abc
 import dataclasses
 import math
 import numbers
-import warnings
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+
+from laser_kernels.caller import warn
 
 if TYPE_CHECKING:
     from laser_kernels.ranks.crossing import Crossing
@@ -81,7 +82,7 @@ def clamped(rule: Rule, found: int, rows: int, cols: int) -> int:
     """`clamp`, its sentence as a warning."""
     rank, said = clamp(rule, found, rows, cols)
     if said:
-        warnings.warn(f"[laser_kernels] {said}", stacklevel=6)
+        warn(f"[laser_kernels] {said}")
     return rank
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from laser_kernels import ops
+from laser_kernels.caller import warn
 from laser_kernels.canonical import Bucket
 from laser_kernels.dispatch import EXACT_TOL, Problem, Route, choose, escalate
 from laser_kernels.errors import NonFiniteError
@@ -22,14 +24,13 @@ class EscalationWarning(UserWarning):
     """The chosen route could not certify some matrices; they were redone on a more exact one."""
 
 
-def warn_escalated(labels: Sequence[str], stacklevel: int) -> None:
+def warn_escalated(labels: Sequence[str]) -> None:
     """One warning that names the tensors whose first route could not certify tol."""
     if labels:
         more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
-        warnings.warn(
+        warn(
             f"{', '.join(labels[:5])}{more}: redone in float64 or by an exact route, where tol was certified",
             EscalationWarning,
-            stacklevel=stacklevel + 1,
         )
 
 
@@ -37,19 +38,21 @@ class Options:
     """The keyword arguments that every public function shares, checked once."""
 
     def __init__(self, tol: float | None, oversample: int | None, max_iter: int, route: str, seed: int):
-        if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < float("inf")):
+        if tol is not None and (
+            isinstance(tol, bool)
+            or not isinstance(tol, (int, float, np.integer, np.floating))
+            or not 0 <= tol < float("inf")
+        ):
             raise ValueError(f"[laser_kernels] tol must be None or a number >= 0 (the excess you accept); got {tol!r}")
-        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+        if oversample is not None and (isinstance(oversample, bool) or not isinstance(oversample, (int, np.integer))):
+            raise ValueError(f"[laser_kernels] oversample must be None or an int >= 0; got {oversample!r}")
+        if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
             raise ValueError(f"[laser_kernels] max_iter must be an int >= 1; got {max_iter!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise ValueError(f"[laser_kernels] seed must be an int in 0..2^63-1; got {seed!r}")
-        self.tol, self.oversample, self.max_iter, self.route, self.seed = (
-            tol,
-            oversample,
-            max_iter,
-            route,
-            seed,
-        )
+        self.tol = None if tol is None else float(tol)
+        self.oversample = None if oversample is None else int(oversample)
+        self.max_iter, self.route, self.seed = int(max_iter), route, int(seed)
 
     def arguments(self, path: Route) -> tuple:
         """What the ops take after the rank, keys excepted."""
@@ -104,6 +107,13 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
                 seconds,
             )
         if not failed:
+            left = [bucket.positions[i] for i, info in infos.items() if not math.isfinite(info.residual)]
+            if left:
+                warn(
+                    f"[laser_kernels::{where}] the rank-{bucket.rank} approximation of matrix {_named(left)} has entries "
+                    f"beyond the range of {str(bucket.tensor.dtype)[6:]}: they are Inf now; convert the weight first",
+                    RuntimeWarning,
+                )
             return [infos[i] for i in range(b)]
         bad = [bucket.positions[i] for i, status in failed.items() if status == Status.NON_FINITE]
         if bad:
@@ -126,11 +136,13 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
         path, todo = onward, list(failed)
 
 
+def _named(positions: list[int]) -> str:
+    return ", ".join(map(str, positions[:5])) + (", ..." if len(positions) > 5 else "")
+
+
 def _warn(where: str, path: Route, onward: Route, positions: list[int], tol: float | None) -> None:
-    named = ", ".join(map(str, positions[:5])) + (", ..." if len(positions) > 5 else "")
-    warnings.warn(
-        f"[laser_kernels::{where}] {path.name} could not certify tol={tol} for matrix {named}: "
+    warn(
+        f"[laser_kernels::{where}] {path.name} could not certify tol={tol} for matrix {_named(positions)}: "
         f"{onward.name} takes over ({onward.reason})",
         EscalationWarning,
-        stacklevel=4,
     )

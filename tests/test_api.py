@@ -132,7 +132,7 @@ BAD = [
     (A[:0], 1, ValueError, r"empty: shape \(0, 32\)"),
     ([], 1, ValueError, "list A is empty"),
     ([A, A[0]], 1, ValueError, r"A\[1\] must be a 2-D matrix; got 1-D"),
-    ([A, torch.empty(3, 3, device="meta")], 1, ValueError, "one device; got cpu and meta"),
+    (torch.empty(3, 3, device="meta"), 1, TypeError, "meta device and has no values"),
     ("weights", 1, TypeError, "got str"),
     (np.array(["x"]), 1, TypeError, "NumPy"),
 ]
@@ -154,6 +154,8 @@ def test_bad_input_is_told_what_and_where(function, a, rank, error, text):
         ({"max_iter": 0}, "max_iter"),
         ({"route": "magic"}, "route must be auto, randomized, spectral, gram_eigh, full_svd; got 'magic'"),
         ({"oversample": -1}, "oversample"),
+        ({"oversample": 2.5}, "oversample must be None or an int >= 0; got 2.5"),
+        ({"tol": True}, "tol must be None or a number"),
         ({"seed": -1}, "seed"),
         ({"key": 2**63}, "key"),
         ({"out": torch.empty(3, 3)}, "out must match A"),
@@ -164,6 +166,55 @@ def test_bad_input_is_told_what_and_where(function, a, rank, error, text):
 def test_bad_options_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         lk.low_rank(A, 4, **options)
+
+
+def test_a_sparse_tensor_is_refused():
+    with pytest.raises(TypeError, match="must be a dense tensor; A is sparse_coo"):
+        lk.low_rank(A.to_sparse(), 4)
+
+
+def test_numbers_may_be_numpys_or_torchs():
+    expected = lk.low_rank(A, 4, tol=1e-2, seed=3, max_iter=9)
+    a = lk.low_rank(A, torch.tensor(4), tol=np.float32(1e-2), seed=np.int64(3), max_iter=np.int64(9))
+    assert torch.equal(a, expected)
+
+
+@pytest.mark.parametrize(
+    "view", [lambda n: n[::-1], lambda n: n[:, ::-1], lambda n: n.astype(">f4")], ids=["rows", "columns", "bytes"]
+)
+def test_an_out_that_torch_cannot_view_is_refused(view):
+    out = view(np.full(A.shape, 7, "f4"))
+    with pytest.raises(ValueError, match="native byte order and without negative strides"):
+        lk.low_rank(A.numpy(), 4, out=out)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("offset", [1, 32, 40, 47 * 32])
+def test_an_out_that_overlaps_the_weight_gets_the_result(offset):
+    expected, memory = lk.low_rank(A, 4), torch.empty(2 * A.numel())
+    source, out = memory[: A.numel()].view(A.shape), memory[offset : offset + A.numel()].view(A.shape)
+    source.copy_(A)
+    assert lk.low_rank(source, 4, out=out) is out and torch.equal(out, expected)
+
+
+def test_autograd_knows_what_was_written():
+    w = torch.randn(30, 40, requires_grad=True)
+    y = w * 1
+    z = (y**2).sum()
+    lk.low_rank(y, 5, out=y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.backward()
+    with torch.inference_mode():
+        x = A.clone()
+        lk.low_rank(x, 4, out=x)
+
+
+def test_entries_beyond_the_dtype_are_told():
+    h = (torch.sign(torch.randn(64, 64, generator=torch.Generator().manual_seed(0))) * 65504).half()
+    with pytest.warns(RuntimeWarning, match="matrix 0 has entries beyond the range of float16") as caught:
+        x, info = lk.low_rank(h, 20, return_info=True)
+    assert x.isinf().any() and info.residual == float("inf")
+    assert caught[0].filename == __file__  # the caller's line
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

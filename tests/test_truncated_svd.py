@@ -142,9 +142,9 @@ def test_tol_none_does_max_iter_multiplications_and_does_not_judge():
 
 def test_an_iteration_that_cannot_converge_escalates_and_says_so():
     a = llm_like(300, 200)
-    with pytest.warns(lk.EscalationWarning, match="matrix 0: gram_eigh takes over"):
+    with pytest.warns(lk.EscalationWarning, match="matrix 0: gram_eigh takes over") as caught:
         x, info = lk.low_rank(a, 20, route="randomized", max_iter=1, return_info=True)
-    assert (info.route, info.status) == ("gram_eigh", "escalated")
+    assert (info.route, info.status) == ("gram_eigh", "escalated") and caught[0].filename == __file__
     assert residual(a, x) <= residual_bound(a, 20, 1e-3)
 
 

@@ -226,7 +226,7 @@ def reduce_checkpoint(
             _finish(reader, writer, work, carried, report)
         finally:
             writer.close()
-    warn_escalated([row.label for row in report.rows if row.status == "escalated"], stacklevel=2)
+    warn_escalated([row.label for row in report.rows if row.status == "escalated"])
     return report
 
 

@@ -70,7 +70,7 @@ def randomized_svd(
     References:
         scikit-learn/scikit-learn, sklearn/utils/extmath.py. Halko, Martinsson, Tropp (2011), algorithms 4.3 and 4.4.
     """
-    own, *_ = sklearns_own()
+    own, *others = sklearns_own()
     from sklearn import get_config
     from sklearn.utils.validation import check_array, check_random_state
 
@@ -86,7 +86,8 @@ def randomized_svd(
     array_api = get_config().get("array_api_dispatch", False)
     checked = M if array_api else check_array(M, accept_sparse=True)
     if array_api or not isinstance(checked, np.ndarray) or n_components < 1:
-        return own(
+        refuses = [*others, own][0]  # the outermost checks its arguments
+        return (own if n_components >= 1 else refuses)(
             checked,
             n_components,
             n_oversamples=n_oversamples,

@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tuned", metavar="TUNED", help="folder of the fine-tuned checkpoint")
     parser.add_argument("out", metavar="OUT", help="PEFT folder to make")
     parser.add_argument(
-        "--rank", type=arguments.parse_rank, required=True, help="a count (32) or a fraction of the short side (0.05)"
+        "--rank",
+        type=arguments.parse_rank,
+        required=True,
+        help="a count (32), a fraction of the short side (0.05) or a rule (energy:0.9)",
     )
     parser.add_argument("--targets", default="all", help="as for reduce (all); several with commas")
     parser.add_argument("--layers", help="27, 20-29, a comma list of those, or all (default)")

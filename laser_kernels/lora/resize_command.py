@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank",
         type=arguments.parse_rank,
         required=True,
-        help="a count (16) or a fraction of each module's rank (0.5)",
+        help="a count (16), a fraction of each module's rank (0.5) or a rule (kohya:sv_fro,0.9)",
     )
     parser.add_argument("--conv-rank", type=arguments.parse_rank, help="the same for convolutions (as --rank)")
     parser.add_argument("--split", choices=SPLITS, default="sqrt", help="which factor gets the singular values (sqrt)")
