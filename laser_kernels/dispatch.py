@@ -153,12 +153,16 @@ def _widened(side: int, tol: float | None, device: str) -> bool:
     return side >= WIDE_SIDE and device != "cuda" and tol is not None and 1e-3 <= tol < 1e-2
 
 
+WHOLE = 0.75
+
+
 def default_block(rank: int, side: int, tol: float | None, device: str = "cpu") -> int:
     """rank + p, rounded up to a multiple of 16, the width that BLAS multiplies fastest (DEVNOTES.md, "Cost model").
 
     p takes the least time where it is at least rank/10 and 6 for tol >= 1e-2; rank/8 and 6 below a side of 1024, where what
     a look costs weighs more; else rank/3 and 10, or rank/4 and 20 for tol < 1e-3, without a tol, and on a GPU, where no
-    other was measured and thin products cost what reading A costs.
+    other was measured and thin products cost what reading A costs. Beyond WHOLE of the side the block is all of it: from
+    the few directions outside nothing could be estimated.
     """
     if tol is not None and tol >= 1e-2:
         share, least = 10, 6
@@ -168,7 +172,8 @@ def default_block(rank: int, side: int, tol: float | None, device: str = "cpu") 
         share, least = 3, 10
     else:
         share, least = 4, 20
-    return min(side, -(-(rank + max(least, rank // share)) // 16) * 16)
+    block = -(-(rank + max(least, rank // share)) // 16) * 16
+    return block if block <= WHOLE * side else side
 
 
 def expected_multiplies(tol: float | None, max_iter: int, share: float = 0.0) -> int:
@@ -329,8 +334,7 @@ def escalate(problem: Problem, route: Route, status: Status) -> Route | None:
     if status == Status.NOT_CONVERGED:
         return exact._replace(wide=route.wide, reason="the iteration did not converge")
     if route.wide:
-        failed = "the projector could not be certified in float64: " + exact.reason
-        return exact._replace(wide=True, reason=failed) if route.name == "spectral" else full
+        return exact._replace(wide=True, reason="the iteration cannot certify it in float64: " + exact.reason)
     # float32 cannot tell: whichever is cheaper in float64
     wide = problem._replace(dtype="float64")
     better = route if choose(wide, route.name).seconds <= choose(wide, "gram_eigh").seconds else exact

@@ -15,7 +15,7 @@ from torch import Tensor
 from laser_kernels.status import Status
 
 # The same as in csrc (DEVNOTES.md, "Certificate").
-SAFETY, NOISE, FLOOR, REACH, SPREAD, START = 2.5, 4.0, 32.0, 1.0, 0.25, 2
+SAFETY, NOISE, FLOOR, REACH, SPREAD, GRAM_ERROR, START = 2.5, 4.0, 32.0, 1.0, 0.25, 12.0, 2
 
 
 def _philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
@@ -64,31 +64,39 @@ def prepare(weight: Tensor) -> Tensor:
     return torch.stack([torch.linalg.matrix_norm(wide / scale[:, None, None]) * scale, top], -1)
 
 
+def _perturbation_loss(eigenvalues: Tensor, rank: int, error: float) -> float:
+    """Energy that entries of this size in the eigenbasis may cost (certificate.hpp)."""
+    gap = eigenvalues[:rank, None] - eigenvalues[None, rank:]
+    return torch.where(gap > error, error**2 / gap.clamp_min(1e-300), gap.clamp_min(0)).sum().item()
+
+
 def _judge_exact(eigenvalues: Tensor, rank: int, norm2: float, error: float, noise: float, floor2: float):
     """(remainder, bound, remainder is known): second-order perturbation loss over the tail (certificate.hpp)."""
     captured = eigenvalues[:rank].clamp_min(0).sum().item()
-    gap = eigenvalues[:rank, None] - eigenvalues[None, rank:]
-    loss = torch.where(gap > error, error**2 / gap.clamp_min(1e-300), gap.clamp_min(0)).sum().item()
+    loss = _perturbation_loss(eigenvalues, rank, error)
     remainder = max(norm2 - captured, 0.0)
     if remainder + noise <= floor2:
         return remainder, 0.0, True
     return remainder, loss / (2 * max(remainder - noise, 0.1 * remainder)), remainder > 10 * noise
 
 
-def _ritz_loss(theta: Tensor, residual: Tensor, rest: Tensor | float) -> Tensor:
-    """Energy that Ritz vectors may lack, from their residuals (certificate.cpp)."""
+def _ritz_loss(theta: Tensor, residual: Tensor, rest: Tensor | float, most: float = 1.0) -> Tensor:
+    """Energy that Ritz vectors may lack, from their residuals (certificate.hpp)."""
     gap = theta - rest
-    return torch.where(gap > residual, residual**2 / gap.clamp_min(1e-300), residual)
+    return torch.where(gap * most > residual, residual**2 / gap.clamp_min(1e-300), most * residual)
 
 
-def _missing_energy(theta: Tensor, residual: Tensor, rank: int, n: int) -> float:
-    """Energy that the leading `rank` of a block of Ritz vectors in n dimensions may lack (certificate.cpp)."""
+def _missing_energy(theta: Tensor, residual: Tensor, rank: int, n: int, norm2: float, eps: float) -> float:
+    """Energy that the leading `rank` of a block of Ritz vectors in n dimensions may lack (certificate.hpp)."""
     block = len(theta)
     if block == n:
-        return 0.0
-    loss = _ritz_loss(theta, residual, (theta[-1] + REACH * residual[-1]).item())
+        return _perturbation_loss(theta, rank, GRAM_ERROR * eps * theta[0].item()) / SAFETY
+    mean = (norm2 - theta.sum().item()) / (n - block)
+    rest = max(theta[-1].item(), mean) + REACH * residual[-1].item()
+    loss = _ritz_loss(theta, residual, rest, max(1.0, math.sqrt((n - block) / block)))
     traded = (loss[:rank, None] * loss[None, rank:] / max(SPREAD * (n - block), 1.0)).sqrt()
-    return (loss[:rank].sum() + _ritz_loss(theta[:rank, None], traded, theta[None, rank:]).sum()).item()
+    trades = _ritz_loss(theta[:rank, None], traded, theta[None, rank:] + loss[None, rank:])
+    return (loss[:rank].sum() + trades.sum()).item()
 
 
 def _randomized(
@@ -116,7 +124,7 @@ def _randomized(
         x = a.mT @ (y @ w)
         remainder = max(norm2 - theta[:rank].sum().item(), 0.0)
         residual = (x.double() - theta * z.double()).norm(dim=0)
-        missing = _missing_energy(theta, residual, rank, a.shape[1])
+        missing = _missing_energy(theta, residual, rank, a.shape[1], norm2, torch.finfo(a.dtype).eps)
         stalled, before = missing > 0.9 * before, missing
         denominator = 2 * max(remainder - noise - min(missing, remainder), 0.1 * remainder, 1e-300)
         exhausted = remainder + noise <= floor2
@@ -170,7 +178,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
             else:
                 u, s, vh = torch.linalg.svd(a, full_matrices=False)
                 values, (u, s, v) = s.double() ** 2, (u[:, :rank], s[:rank], vh[:rank].mT)
-            error = (1 if route == "full_svd" else 12) * eps * values[0].item()
+            error = (1 if route == "full_svd" else GRAM_ERROR) * eps * values[0].item()
             remainder, bound, known = _judge_exact(values, rank, norm2, error, noise, floor2)
             last_resort = route == "full_svd" and wide
             status = Status.OK if last_resort or (known and (tol is None or bound <= tol)) else Status.PRECISION

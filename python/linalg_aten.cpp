@@ -97,6 +97,28 @@ bool is_diagonal(Block<const T> m) {
   return off <= kDiagonal * std::numeric_limits<T>::epsilon() * top;
 }
 
+// A copy of a batch without the entries far below rounding: MKL's divide and conquer gives up on some matrices that
+// have subnormal ones.
+template <typename T>
+Tensor without_dust(Block<const T> s) {
+  Tensor copy = torch::stable::new_empty(view(s), view(s).sizes());
+  copy_into(view(s), aten::block<T>(copy));
+  T* const data = copy.mutable_data_ptr<T>();
+  const int64_t each = s.rows * s.cols;
+  for (int64_t b = 0; b < s.count; ++b) {
+    T* const one = data + b * each;
+    T top = 0;
+    for (int64_t e = 0; e < each; ++e) {
+      top = std::max(top, std::abs(one[e]));
+    }
+    const T least = top * std::numeric_limits<T>::epsilon() * std::numeric_limits<T>::epsilon();
+    for (int64_t e = 0; e < each; ++e) {
+      one[e] = std::abs(one[e]) < least ? T(0) : one[e];
+    }
+  }
+  return copy;
+}
+
 // LAPACK returns eigenvalues ascending; the core wants them, and the columns of w, descending.
 template <typename T>
 void reverse(const T* values, Block<T> w, double* theta) {
@@ -310,7 +332,7 @@ void LinalgAten<T>::ritz_residuals(Block<const T> x, Block<const T> z, const dou
 template <typename T>
 void LinalgAten<T>::small_eigh(Block<const T> h, Block<T> w, double* theta) {
   const auto solve = [](Block<const T> s, Block<T> vectors, double* values) {
-    auto stack = call("aten::linalg_eigh", "", view(s), std::string("L"));
+    auto stack = call("aten::linalg_eigh", "", without_dust(s), std::string("L"));
     const Tensor ascending = take(stack[0]), v = take(stack[1]);
     copy_into(v, vectors);
     reverse(ascending.const_data_ptr<T>(), vectors, values);

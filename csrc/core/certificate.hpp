@@ -84,7 +84,7 @@ namespace certificate {
 constexpr double kSafety = 2.5;
 
 // The largest eigenvalue outside the block is taken to lie at most this many residual norms above the block's last Ritz
-// value: one such norm reaches an eigenvalue.
+// value, or above the mean of those outside: one such norm reaches an eigenvalue.
 constexpr double kReach = 1.0;
 
 // Residuals are taken to be random in this share of the dimensions outside the block: they favour large eigenvalues.
@@ -102,6 +102,10 @@ constexpr double kStalled = 0.9;
 constexpr double kFilterRange = 1e-3;
 
 constexpr int kMaxDegree = 4;
+
+// Size of the perturbation that forming G and the eigensolver's backward error amount to, entry by entry in G's own
+// eigenbasis, in units of eps lambda_1.
+constexpr double kGramError = 12.0;
 
 // Unit roundoff of bfloat16. Products round their operands to it where what that may cost is below these shares of
 // tol, or of what the filter leaves to be found anyway.
@@ -125,14 +129,30 @@ LASER_HOST_DEVICE inline double chebyshev_value(int64_t degree, double x) {
 
 // Energy that a Ritz vector of value theta and residual norm^2 residual2 may lack, `rest` being the largest eigenvalue
 // outside the block. With components c_j on eigenvectors outside, residual2 = sum c_j^2 (theta - lambda_j)^2 and the
-// loss is sum c_j^2 (theta - lambda_j): at most residual2 / (theta - rest), and, since sum c_j^2 <= 1, at most the
-// residual.
-LASER_HOST_DEVICE inline double ritz_loss(double theta, double residual2, double rest) {
-  const double first_order = sqrt(residual2), gap = theta - rest;
-  return gap > first_order ? residual2 / gap : first_order;
+// loss is sum c_j^2 (theta - lambda_j): at most residual2 / (theta - rest), and, by Cauchy and Schwarz, at most `most`
+// = |c| / |its part in the block| times the residual.
+LASER_HOST_DEVICE inline double ritz_loss(double theta, double residual2, double rest, double most = 1) {
+  const double residual = sqrt(residual2), gap = theta - rest;
+  return gap * most > residual ? residual2 / gap : most * residual;
 }
 
 }  // namespace certificate
+
+// Energy that a rank-r truncation may lose when the operator was perturbed by entries of size
+// `error` in its own eigenbasis: second-order perturbation, each pair capped by its first-order
+// value (a cluster at the cut may swap freely).
+template <typename Team>
+LASER_HOST_DEVICE double perturbation_loss(const Team& team, const double* lambda, int64_t n, int64_t rank,
+                                           double error) {
+  double loss = 0;
+  for (int64_t i = team.first(); i < rank; i += team.step()) {
+    LASER_NO_UNROLL for (int64_t j = rank; j < n; ++j) {
+      const double gap = lambda[i] - lambda[j];
+      loss += gap > error ? error * error / gap : certificate::larger(gap, 0.0);
+    }
+  }
+  return team.sum(loss);
+}
 
 // Judges one Rayleigh-Ritz step of matrix b: updates its Progress, the next filter's degree and cut included.
 template <typename Team>
@@ -157,10 +177,17 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   // What each of the leading Ritz vectors may lack: by itself, and by trading places with the block's others through
   // directions outside, of which `rest` is the largest eigenvalue.
   const bool full = block == step.n;
-  const double last = larger(theta[block - 1], 0.0);
-  const double rest = last + kReach * sqrt(residual2[block - 1]);
+  const double last = larger(theta[block - 1], 0.0), outside = larger(double(step.n - block), 1.0);
+  double inside = 0;
   for (int64_t i = team.first(); i < block; i += team.step()) {
-    loss[i] = full ? 0.0 : ritz_loss(larger(theta[i], 0.0), residual2[i], rest);
+    inside += larger(theta[i], 0.0);
+  }
+  inside = team.sum(inside);
+  const double rest = larger(last, (norm2 - inside) / outside) + kReach * sqrt(residual2[block - 1]);
+  // A block that has not turned yet holds about block / n of each eigenvector.
+  const double most = larger(1.0, sqrt(outside / double(block)));
+  for (int64_t i = team.first(); i < block; i += team.step()) {
+    loss[i] = full ? 0.0 : ritz_loss(larger(theta[i], 0.0), residual2[i], rest, most);
   }
   team.sync();
   const double dimensions = larger(kSpread * double(step.n - block), 1.0);
@@ -169,14 +196,15 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
     const double value = larger(theta[i], 0.0);
     double total = loss[i];
     LASER_NO_UNROLL for (int64_t j = rank; j < block; ++j) {
-      total += full ? 0.0 : ritz_loss(theta[i], loss[i] * loss[j] / dimensions, theta[j]);
+      total += full ? 0.0 : ritz_loss(theta[i], loss[i] * loss[j] / dimensions, theta[j] + loss[j]);
     }
     loss[i] = total;
     missing += total;
     captured += value;
     rounding += ritz_loss(value, kHalfEps * value * kHalfEps * value, rest);
   }
-  missing = team.sum(missing);
+  missing = full ? perturbation_loss(team, theta, block, rank, kGramError * t.eps * larger(theta[0], 0.0)) / kSafety
+                 : team.sum(missing);
   captured = team.sum(captured);
   rounding = team.sum(rounding);
 
@@ -252,22 +280,6 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   if (team.first() == 0) {
     step.progress[b] = p;
   }
-}
-
-// Energy that a rank-r truncation may lose when the operator was perturbed by entries of size
-// `error` in its own eigenbasis: second-order perturbation, each pair capped by its first-order
-// value (a cluster at the cut may swap freely).
-template <typename Team>
-LASER_HOST_DEVICE double perturbation_loss(const Team& team, const double* lambda, int64_t n, int64_t rank,
-                                           double error) {
-  double loss = 0;
-  for (int64_t i = team.first(); i < rank; i += team.step()) {
-    LASER_NO_UNROLL for (int64_t j = rank; j < n; ++j) {
-      const double gap = lambda[i] - lambda[j];
-      loss += gap > error ? error * error / gap : certificate::larger(gap, 0.0);
-    }
-  }
-  return team.sum(loss);
 }
 
 // Status and bound of matrix b after a dense solver.

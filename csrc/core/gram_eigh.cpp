@@ -3,13 +3,6 @@
 #include "core/truncated_svd.hpp"
 
 namespace laser {
-namespace {
-
-// Size of the perturbation that forming G and the eigensolver's backward error amount to, entry by
-// entry in G's own eigenbasis, in units of eps lambda_1 (DEVNOTES.md, "Certificate").
-constexpr double kGramError = 12.0;
-
-}  // namespace
 
 ScratchSize gram_eigh_scratch(const SvdProblem& p) { return {2 * p.count * p.cols * p.cols, p.count * (p.cols + 1)}; }
 
@@ -25,7 +18,8 @@ void gram_eigh(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, co
   la.copy(w.first_columns(p.rank), out.right);
   la.forward(out.right, out.left, Precision::kFull);
   la.dot(out.left, out.left, captured);
-  la.judge_exact({lambda, captured, p.norm2, out.progress, p.rank, n, kGramError * p.tolerance.eps, p.tolerance});
+  la.judge_exact(
+      {lambda, captured, p.norm2, out.progress, p.rank, n, certificate::kGramError * p.tolerance.eps, p.tolerance});
 }
 
 template void gram_eigh(Linalg<float>&, const SvdProblem&, const Scratch<float>&, const SvdResult<float>&);

@@ -147,8 +147,8 @@ struct Iteration {
       la.backward(ws.u, ws.x, precision);
     }
     la.ritz_residuals(ws.x, ws.z, theta, residual2);
-    la.judge({theta, residual2, loss, p.norm2, p.whole2 ? p.whole2 : p.norm2, out.progress, nullptr, p.rank, p.block, p.cols - p.locked,
-              p.tolerance, multiplies, p.max_iter - multiplies, first, p.half});
+    la.judge({theta, residual2, loss, p.norm2, p.whole2 ? p.whole2 : p.norm2, out.progress, nullptr, p.rank, p.block,
+              p.cols - p.locked, p.tolerance, multiplies, p.max_iter - multiplies, first, p.half});
   }
 
   // q <- orth(T_d((2/cut) G - I) z), where x = G z; d = degree, or less so that no more than `target` are done.

@@ -200,7 +200,7 @@ struct Completion {
   std::vector<double>& products;
   std::vector<Progress>& progress;  // of V, then of both
   std::vector<double> cut;          // V's last Ritz value
-  std::vector<double> gap;          // (count, wanted): of V's Ritz values to the next one, the first outside
+  std::vector<double> gap;          // (count, wanted): of V's Ritz values to the last of them
   std::vector<int64_t> selected;
 
   Completion(Linalg<T>& la, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t locked,
@@ -326,7 +326,7 @@ struct Completion {
       products[b] += double(found[b].iterations * problem.block) / double(n);
       const double* ritz = &theta[b * problem.block];
       cut[b] = ritz[wanted - 1];
-      std::transform(ritz, ritz + wanted, &gap[b * wanted], [ritz, this](double x) { return x - ritz[wanted]; });
+      std::transform(ritz, ritz + wanted, &gap[b * wanted], [ritz, this](double x) { return x - ritz[wanted - 1]; });
       if (found[b].status == Status::kOk || found[b].status == Status::kUncertified) {
         done.push_back(b);
       }
@@ -363,9 +363,9 @@ struct Completion {
     return missing;
   }
 
-  // Together with Q, V's directions may fall below c, the first Ritz value outside: [Q V] then holds less than it might
-  // by at most the negative eigenvalues of
-  //   (diag(V's Ritz values) - c I) - B^T (h - cut I)^-1 B,   B = Q^T G V = turned^T.
+  // Together with Q, V's directions may fall below cut, which nothing outside exceeds: [Q V] then holds less than it
+  // might by at most the negative eigenvalues of
+  //   (diag(V's Ritz values) - cut I) - B^T (h - cut I)^-1 B,   B = Q^T G V = turned^T.
   // What the loop left in its doubles is lost.
   std::vector<double> swapped() {
     const Block<T> x = u.corner(0, 0, locked, wanted);
