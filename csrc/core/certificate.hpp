@@ -52,7 +52,7 @@ struct RitzStep {
   const double* whole2;     // (count) what the tolerance's noise and floor are relative to, mostly norm2
   Progress* progress;       // (count) updated
   const int* defect;        // (count) nonzero where the basis is not orthonormal; null: it is
-  int64_t rank, block, n;   // n: dimension of the space, which the block may span
+  int64_t rank, block, n;   // n: dimension of the space; a block of as many columns or more holds all of it
   Tolerance tolerance;
   int64_t multiplies, multiplies_left;  // done, and what max_iter still allows
   bool first;                           // progress holds nothing yet
@@ -176,7 +176,7 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
 
   // What each of the leading Ritz vectors may lack: by itself, and by trading places with the block's others through
   // directions outside, of which `rest` is the largest eigenvalue.
-  const bool full = block == step.n;
+  const bool full = block >= step.n;
   const double last = larger(theta[block - 1], 0.0), outside = larger(double(step.n - block), 1.0);
   double inside = 0;
   for (int64_t i = team.first(); i < block; i += team.step()) {

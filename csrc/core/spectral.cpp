@@ -74,8 +74,8 @@ constexpr int64_t kSurplus = 16;
 constexpr int64_t kSurplusShare = 4;
 constexpr int64_t kBlockMultiple = 16;
 
-// A top-up of more than this share of what is left takes all of it: estimates from the few directions outside would
-// have no statistics to stand on.
+// A top-up of more than this share of what is left takes the whole space: estimates from the few directions outside
+// would have no statistics to stand on, and of so many random columns some are nearly dependent.
 constexpr double kNearlyWhole = 0.75;
 
 // The top-up's share of tol. What Q lacks falls by orders of magnitude with each correction, what V lacks costs steps.
@@ -128,8 +128,8 @@ SvdProblem top_up_of(const SvdProblem& p, int64_t wanted, const double* energy) 
   q.whole2 = p.norm2;
   q.rank = wanted;
   q.locked = p.rank - wanted;
-  const int64_t whole = p.cols - q.locked;
-  q.block = double(rounded) < kNearlyWhole * double(whole) ? rounded : whole;
+  const int64_t left = p.cols - q.locked;
+  q.block = p.cuts ? std::min(rounded, left) : double(rounded) < kNearlyWhole * double(left) ? rounded : p.cols;
   q.gram = true;
   q.half = false;
   q.tolerance.tol *= p.tolerance.tol < 0 ? 1 : kTopUpShare;
@@ -171,8 +171,8 @@ struct Workspace {
       *thin = Block<T>::dense(take(p.count * n * kProbes), p.count, n, kProbes);
     }
     completion = take(p.count * (4 * n * r + 3 * r * r + 2 * n * most + most * r + 2 * most * most));
-    SvdProblem largest = top_up_of(p, most, nullptr);  // smaller ones may take a block that is whole
-    largest.block = std::min(n - r + most, int64_t(std::ceil(double(largest.block) / kNearlyWhole)));
+    SvdProblem largest = top_up_of(p, most, nullptr);
+    largest.block = double(largest.block) < kNearlyWhole * double(n - r) ? largest.block : n;  // as smaller ones may
     const ScratchSize inner = randomized_scratch<T>(largest);
     sums = base.doubles;
     energy = sums + (kMoments + 1) * p.count;
