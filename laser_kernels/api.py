@@ -48,7 +48,8 @@ def truncated_svd(
 
     Guarantees: U^T U = Vh Vh^T = I to rounding; S descending and >= 0; the largest |entry| of each column of U is
     positive; ||A - U diag(S) Vh||_F <= (1 + tol) tail + c eps ||A||_F, where tail is the best that any rank-r matrix can
-    do (Eckart-Young), c = 32, and eps is float32's (float64's for float64 input). Same bits for the same input, device,
+    do (Eckart-Young), c = 32, and eps is float32's (float64's for float64 input, where c may be 32 sqrt(min(m, n)) if a
+    full SVD had to be the end). Same bits for the same input, device,
     build, thread count and batch. Not guaranteed: single vectors where singular values nearly coincide.
 
     Args:

@@ -19,11 +19,13 @@ from laser_kernels.testing import (
     orthonormality_bound,
     residual,
     residual_bound,
+    with_spectrum,
 )
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(96, 40), (40, 97), (131, 130), (1, 7), (9, 1)]
 ROUTES = ["auto", "randomized", "gram_eigh", "full_svd"]
+ESCALATES = pytest.mark.filterwarnings("ignore::laser_kernels.EscalationWarning")
 
 
 def matrix(family, shape, rank, dtype):
@@ -170,3 +172,54 @@ def test_half_precision_results_are_rounded_once():
             assert ((lk.low_rank(a, 6).double() - single.double()).abs() <= bound).all()
         else:
             assert torch.equal(lk.low_rank(a, 6), single.to(dtype))
+
+
+@pytest.mark.parametrize("n, rank, above, tol", [(300, 9, 1.1, 1e-3), (600, 25, 1.1, 1e-3), (300, 30, 1.01, 1e-4)])
+@ESCALATES
+def test_a_cluster_just_above_the_others_is_not_missed(n, rank, above, tol):
+    """A block that has not turned yet shows small residuals: all its vectors are nearly eigenvectors of one value."""
+    sigma = torch.ones(n).double()
+    sigma[:rank] = math.sqrt(above)
+    a = with_spectrum(n, n, sigma, 3)
+    tail = optimal_residual(a, rank)
+    for b in (a, a.float()):
+        _, info = lk.low_rank(b, rank, tol=tol, return_info=True)
+        excess = (info.residual - info.rounding) / tail - 1
+        print(f"{b.dtype}: {info.route}, excess {excess:.1e} <= {info.excess_bound:.1e}")
+        assert excess <= info.excess_bound + FLOOR * eps(b.dtype) * norm(b) / tail and info.excess_bound <= tol
+
+
+@ESCALATES
+def test_a_block_of_the_whole_space_counts_its_rounding():
+    """One large value: rounding of A^T A and of the eigensolver mixes the small ones."""
+    worst = 0.0
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        sigma = (1 + 0.3 * torch.rand(200, generator=generator).double()).sort(descending=True).values
+        sigma[0] = 250
+        a = with_spectrum(220, 200, sigma, seed).float()
+        _, info = lk.low_rank(a, 80, tol=1e-4, route="randomized", oversample=200, return_info=True)
+        tail = optimal_residual(a, 80)
+        excess = (info.residual - info.rounding) / tail - 1
+        worst = max(worst, excess - FLOOR * eps(a.dtype) * norm(a) / tail - info.excess_bound)
+    assert worst <= 0
+
+
+@pytest.mark.parametrize("shape", [(204, 230), (300, 300), (500, 400)], ids=str)
+@ESCALATES
+def test_a_constant_float64_matrix_gets_what_lapack_can_do(shape):
+    a = torch.full(shape, 0.3, dtype=torch.float64)
+    x = lk.low_rank(a, 5)
+    assert residual(a, x) <= FLOOR * math.sqrt(min(shape)) * eps(a.dtype) * norm(a)
+
+
+@pytest.mark.parametrize("decades", [18, 22, 30])
+@ESCALATES
+def test_rows_and_columns_of_all_sizes(decades):
+    """Entries of A^T A are subnormal: MKL's eigensolver gave up on some of these."""
+    for seed in range(12):
+        generator, n = torch.Generator().manual_seed(seed), 40 + seed
+        a = torch.randn(n + 8, n, generator=generator) * torch.logspace(0, -decades, n)
+        a *= torch.logspace(0, -decades, n + 8)[:, None]
+        x, info = lk.low_rank(a, n // 2, return_info=True)
+        assert info.status in ("ok", "escalated") and residual(a, x) <= residual_bound(a, n // 2, 1e-3)

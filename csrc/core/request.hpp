@@ -1,6 +1,7 @@
 // One call of low_rank or truncated_svd, as both backends take it (python/rank_reduce_cpu.cpp,
 // csrc/cuda/rank_reduce.cpp), and what they report.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -66,6 +67,13 @@ constexpr double kNoiseApart = 2.0;
 // Checked over all of SmolLM2's matrices by bench/accuracy.py.
 constexpr double kRounding = 4.0;
 
+// What the measured residual may be off by, in units of ||A||. Behind a full SVD in float64 nothing can do better, and
+// LAPACK's own rounding grows with the size: constant matrices of 200 to 1000 columns, 60 to 470 eps.
+inline double slack_of(const Request& request, double eps, int64_t rows, int64_t cols) {
+  const bool last = request.route == RouteKind::kFullSvd && request.wide;
+  return kFloor * eps * (last ? sqrt(double(rows < cols ? rows : cols)) : 1.0);
+}
+
 // Of what the caller handed in: float64 promises more.
 LASER_HOST_DEVICE inline double input_eps(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 2.2204460492503131e-16 : 1.1920928955078125e-07;
@@ -91,15 +99,16 @@ LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double no
 }
 
 // Enters the measured residuals, squared, of what was written. Where they contradict the certificate its status becomes
-// kPrecision, or kSpoiled where the weight itself was overwritten. noise: the driver's, as in Tolerance.
-LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, double noise, double eps,
+// kPrecision, or kSpoiled where the weight itself was overwritten. noise: the driver's, as in Tolerance; slack:
+// slack_of.
+LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, double noise, double slack,
                                        bool in_place) {
   const double optimal = c.unrounded;
   c.unrounded = sqrt(unrounded2);
   c.residual = sqrt(rounded2);
   const double apart = c.unrounded > optimal ? c.unrounded - optimal : optimal - c.unrounded;
   const double sum = c.unrounded + optimal, of_energy = kNoiseApart * noise * c.norm * c.norm;
-  if (!(apart <= kAgreement * optimal + kFloor * eps * c.norm || apart * sum <= of_energy)) {
+  if (!(apart <= kAgreement * optimal + slack * c.norm || apart * sum <= of_energy)) {
     c.status = double(int(in_place ? Status::kSpoiled : Status::kPrecision));
   }
 }
