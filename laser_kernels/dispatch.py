@@ -236,11 +236,11 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     """Per matrix of the batch."""
     share = rank / n
     rounded = SPECTRAL_SEARCHES + 3 * SPECTRAL_QUINTICS + share
-    full = 2 / 3 * SPECTRAL_SEARCHES + 3 * share + 15 * share**2 + 4 * share**3
+    full = 2 / 3 * SPECTRAL_SEARCHES + 2.5 * share + 10.5 * share**2 + 4 * share**3  # rough ones count half
     halves = rates.flops * (rates.half if half else 1.0)
     sixth = halves / 6 if half and rank >= SLICED else 0.0  # as good as float32 by six products of slices
     products = 2.0 * n**3 * (rounded / halves + full / max(rates.block_flops, sixth))
-    moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * 4.0 * n * n / rates.bytes
+    moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * (2.0 if half else 4.0) * n * n / rates.bytes
     block = min(n, SPECTRAL_TOP_UP)
     together = min(batch, SPECTRAL_GROUP)
     top_up = _randomized_seconds(n, n, block, min(rank, block), SPECTRAL_MULTIPLIES, True, False, rates, together)

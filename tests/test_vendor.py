@@ -154,6 +154,29 @@ def test_what_the_process_has_loaded_comes_before_what_is_newer(bare, tmp_path):
     assert finds(bare, path=tmp_path / "system", loaded=[older, solver]) == ("twelve", 11701, True)
 
 
+def test_torchs_own_cublas_comes_before_one_that_another_package_has_loaded(bare, tmp_path):
+    older = make_cublas(tmp_path / "torch", "libcublas.so.12", "twelve")
+    torch_cuda = tmp_path / "torch" / "libtorch_cuda.so"
+    command = [
+        emulator.compiler(),
+        "-shared",
+        "-fPIC",
+        "-x",
+        "c",
+        "/dev/null",
+        "-x",
+        "none",
+        "-Wl,--no-as-needed",
+        str(older),
+    ]
+    subprocess.run(
+        [*command, "-Wl,-soname,libtorch_cuda.so", f"-Wl,-rpath,{older.parent}", "-o", torch_cuda], check=True
+    )
+    newer = make_cublas(tmp_path / "other", "libcublas.so.13", "thirteen")
+    assert finds(bare, loaded=[newer, torch_cuda])[0] == "twelve"
+    assert finds(bare, loaded=[newer, older])[0] == "thirteen"
+
+
 @pytest.mark.parametrize("folder, name", [("cu13/lib", "libcusolver.so.12"), ("cusolver/lib", "libcusolver.so.11")])
 def test_cusolver_beside_cublas_comes_before_the_search_path(bare, tmp_path, folder, name):
     """Neither pip layout is on the search path; torch opens libcusolver late, by a path of its own."""

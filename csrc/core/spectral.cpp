@@ -21,7 +21,7 @@
 //
 // Rounding in 1 to 3 turns Q: a component s on a dropped eigenvector j costs s^2 (lambda_i - lambda_j). Step 6 sees it
 // and multiplies it by (lambda_j - theta/2) / (lambda_i - theta/2). So products of one bfloat16 operand pair serve in
-// 1 to 3, and are followed by better ones only where the certificate asks.
+// 1 to 3, and are followed by better ones only where the certificate asks; the first turn is by rough ones too.
 //
 // Refs: Nakatsukasa, Higham (2013): spectral divide and conquer by the sign function. Weisse et al. (2006): counting.
 // Amsel et al. (arXiv 2505.16932): quintics. Ky Fan (1949): what the best r-dimensional subspace captures. The Cayley
@@ -85,9 +85,10 @@ constexpr double kTopUpShare = 0.75;
 constexpr int kCorrections = 3;
 constexpr double kStalled = 0.5;
 
-// Passes of CholeskyQR. (I + S) Omega has the condition of a square Gaussian matrix, about R, and is only multiplied on
-// before kPasses more.
+// Passes of CholeskyQR. (I + S) Omega has the condition of a square Gaussian matrix, about R. A turned Q is nearly
+// orthonormal as it is, and what is delivered is looked at.
 constexpr int kLockPasses = 2;
+constexpr int kTurnPasses = 1;
 constexpr int kPasses = 2;
 
 // Deviation of a basis from an orthonormal one that is rounding, in eps sqrt(n): orthonormality_bound of
@@ -99,16 +100,19 @@ constexpr double kDefect = 8.0;
 constexpr uint64_t kLockStream = 1;
 constexpr uint64_t kTopUpStream = 2;
 
-// Precision of products in steps 1 to 3, and of a second attempt where the first one's projector misled.
+// Precision of products in steps 1 to 3, and of a second attempt where the first one's projector misled; and of those
+// in steps 4 to 6 that give a direction to turn to, or the size of a loss. G Q, what is left of G, and bases are in
+// full.
 struct Policy {
   double tol;  // down to
-  Precision first, second;
+  Precision first, second, turn;
 };
-constexpr Policy kPolicies[] = {{1e-4, Precision::kHalf, Precision::kPair}, {0, Precision::kPair, Precision::kFull}};
+constexpr Policy kPolicies[] = {{1e-4, Precision::kHalf, Precision::kPair, Precision::kPair},
+                                {0, Precision::kPair, Precision::kFull, Precision::kFull}};
 
 Policy policy_of(const SvdProblem& p) {
   if (!p.half) {
-    return {0, Precision::kFull, Precision::kFull};
+    return {0, Precision::kFull, Precision::kFull, Precision::kFull};
   }
   const double tol = p.tolerance.tol;
   return tol < 0 || tol >= kPolicies[0].tol ? kPolicies[0] : kPolicies[1];
@@ -190,6 +194,7 @@ struct Completion {
   const Workspace<T>& ws;
   const SvdResult<T>& out;
   const int64_t n, locked, wanted;  // wanted: columns of V
+  const Precision rough;            // of products that give a direction, or the size of a loss
   const Block<T> rest, square;      // (count, n, n)
   Block<T> q, gq, r, s;             // (count, n, locked)
   Block<T> h, f, w;                 // (count, locked, locked)
@@ -212,6 +217,7 @@ struct Completion {
         n(p.cols),
         locked(locked),
         wanted(p.rank - locked),
+        rough(policy_of(p).turn),
         rest(ws.t),
         square(ws.y),
         norm2(norm2),
@@ -249,8 +255,8 @@ struct Completion {
     }
   }
 
-  void multiply(Block<const T> a, Block<const T> c, Block<T> to) {
-    la.multiply_rounded(a, c, to, Precision::kFull);
+  void multiply(Block<const T> a, Block<const T> c, Block<T> to, Precision precision = Precision::kFull) {
+    la.multiply_rounded(a, c, to, precision);
     spend(cubes(a, c, n));
   }
 
@@ -273,12 +279,12 @@ struct Completion {
   }
 
   // gq = G Q, h = Q^T G Q, r = G Q - Q h.
-  void project() {
-    multiply(ws.g, q, gq);
-    multiply(q.transposed(), gq, f);
+  void project(Precision precision) {
+    multiply(ws.g, q, gq, precision);
+    multiply(q.transposed(), gq, f, precision);
     la.copy(f, h);  // what it held may be no number
     la.add_symmetric(0.5, f, 0, h);
-    multiply(q, h, r);
+    multiply(q, h, r, precision);
     la.add(1, gq, -1, r);
   }
 
@@ -293,7 +299,7 @@ struct Completion {
 
   // What G has outside Q, and its energy.
   void find_rest() {
-    project();
+    project(Precision::kFull);
     deflate();
     la.trace(rest, ws.energy);
   }
@@ -349,11 +355,11 @@ struct Completion {
   // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks outside [Q V], at most, and what it may
   // win by changing places in V. Infinite where an eigenvalue of h does not exceed cut.
   std::vector<double> loss() {
-    multiply(v.transposed(), r, turned);
-    multiply(v, turned, s);
+    multiply(v.transposed(), r, turned, rough);
+    multiply(v, turned, s, rough);
     la.add(-1, s, 1, r);
     divide(cut);
-    multiply(r, f.transposed(), s);
+    multiply(r, f.transposed(), s, rough);
     la.dot(s, s, sums(1));
     const std::vector<double> failed = read(sums(0)), squares = read(sums(1)), swaps = swapped();
     std::vector<double> missing(p.count);
@@ -407,10 +413,10 @@ struct Completion {
     std::vector<double> scale(p.count), shift(p.count, 0.0);
     std::transform(level.begin(), level.end(), scale.begin(), [](double x) { return 1 / std::sqrt(x); });
     la.affine(f, scale.data(), shift.data(), f);
-    multiply(r, f.transposed(), s);
-    multiply(s, f, r);
+    multiply(r, f.transposed(), s, rough);
+    multiply(s, f, r, rough);
     la.add(1, r, 1, q);
-    la.orthonormalize(q, h, f, kPasses);
+    la.orthonormalize(q, h, f, p.cuts ? kPasses : kTurnPasses);
   }
 
   // Returns those that could be corrected: h reaches down to the level of the others.
@@ -498,7 +504,7 @@ struct Completion {
     }
     selected = all;  // as the object is: la.select would copy
     lock(precision);
-    project();
+    project(rough);
     divide(edge);  // f = 0 where the cut was wrong, and then q stays
     turn(edge);
     find_rest();
@@ -514,7 +520,7 @@ struct Completion {
     std::vector<double> before(p.count, std::numeric_limits<double>::infinity());
     select(running);
     lock(precision);
-    project();
+    project(rough);
     correct(running, edge);
     for (int correction = 0;; ++correction) {
       running = top_up(running);

@@ -2,6 +2,8 @@
 
 #include <map>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -59,7 +61,11 @@ struct CusolverSolver::Pool {
         table.Destroy(session->handle);
       }
     }
-    check_cusolver(status, "dense solver", function, 0, 0, 0);
+    if (status != CUSOLVER_STATUS_SUCCESS) {  // it allocates by itself, and says anything where it cannot
+      throw std::runtime_error(
+          std::string("[laser_kernels] dense solver: ") + function + ": " + named(status) +
+          ": where torch's cache holds all of the device's memory, torch.cuda.empty_cache() helps");
+    }
     return session;
   }
 };

@@ -89,7 +89,11 @@ const Cublas* cublas() {
   if (const Cublas* table = installed_cublas.load()) {
     return table;
   }
-  static const Cublas* const loaded = load<Cublas>({"libcublas.so.13", "libcublas.so.12"}, {""});
+  static const Cublas* const loaded = [] {
+    // Through torch's library, where it is loaded: another package may have brought another release.
+    const Cublas* of_torch = load<Cublas>({"libtorch_cuda.so"}, {});
+    return of_torch ? of_torch : load<Cublas>({"libcublas.so.13", "libcublas.so.12"}, {""});
+  }();
   return loaded;
 }
 
