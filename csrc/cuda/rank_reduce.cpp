@@ -26,7 +26,7 @@ constexpr int64_t kLookEvery = 4;
 
 // Tensor cores cut off what does not fit their float32 sums. One cut per so many terms is counted as a rounding error
 // in one direction (DEVNOTES.md, "Tensor cores").
-constexpr double kTermsPerRounding = 128;
+constexpr double kTermsPerRounding = 112;
 
 // Everything a group of matrices needs to know; matrix 0 of the group is `first` of the call.
 struct Call {
