@@ -153,6 +153,7 @@ def _widened(side: int, tol: float | None, device: str) -> bool:
     return side >= WIDE_SIDE and device != "cuda" and tol is not None and 1e-3 <= tol < 1e-2
 
 
+# Of the side: a larger block is all of it (`default_block`).
 WHOLE = 0.75
 
 
@@ -213,7 +214,7 @@ def _randomized_seconds(
     return iterate + small + calls * rates.call / (batch if rates.batched else 1)
 
 
-# Columns that one launch of CholeskyQR's factorization takes, of three and of two tries (kPanel of
+# Columns of a panel of CholeskyQR's factorization: three launches each, in each of two tries (kPanel of
 # csrc/cuda/orthonormalize.cuh).
 CHOLESKY_PANEL = 64
 

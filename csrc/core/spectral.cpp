@@ -147,6 +147,31 @@ double cubes(const Block<T>& a, const Block<T>& b, int64_t n) {
   return double(a.rows) / double(n) * double(a.cols) / double(n) * double(b.cols) / double(n);
 }
 
+// A Linalg, which matrices it is about, and what their products have cost. Both parts of the route work through one.
+template <typename T>
+struct Work {
+  Linalg<T>& la;
+  const int64_t n;
+  std::vector<double> products;  // (count), of n^3 multiply-adds
+  std::vector<int64_t> selected;
+
+  void select(const std::vector<int64_t>& matrices) {
+    selected = matrices;
+    la.select(matrices);
+  }
+
+  void spend(double cubes) {
+    for (int64_t b : selected) {
+      products[b] += cubes;
+    }
+  }
+
+  void multiply(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
+    la.multiply_rounded(a, b, c, precision);
+    spend(cubes(a, b, n));
+  }
+};
+
 int64_t most_wanted(const SvdProblem& p) {
   return p.cuts ? p.rank - p.locked : std::min(p.rank, kMostWindows * window_of(p));
 }
@@ -189,6 +214,7 @@ struct Workspace {
 // few more for some, and what Q leaves of it comes back in V.
 template <typename T>
 struct Completion {
+  Work<T>& work;
   Linalg<T>& la;
   const SvdProblem& p;
   const Workspace<T>& ws;
@@ -202,15 +228,14 @@ struct Completion {
   Block<T> turned;                  // (count, wanted, locked)
   Block<T> gram, factor;            // (count, wanted, wanted)
   const std::vector<double>& norm2;
-  std::vector<double>& products;
   std::vector<Progress>& progress;  // of V, then of both
   std::vector<double> cut;          // V's last Ritz value
   std::vector<double> gap;          // (count, wanted): of V's Ritz values to the last of them
-  std::vector<int64_t> selected;
 
-  Completion(Linalg<T>& la, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t locked,
-             const std::vector<double>& norm2, std::vector<double>& products, std::vector<Progress>& progress)
-      : la(la),
+  Completion(Work<T>& work, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t locked,
+             const std::vector<double>& norm2, std::vector<Progress>& progress)
+      : work(work),
+        la(work.la),
         p(p),
         ws(ws),
         out(out),
@@ -221,7 +246,6 @@ struct Completion {
         rest(ws.t),
         square(ws.y),
         norm2(norm2),
-        products(products),
         progress(progress),
         cut(p.count),
         gap(p.count * (p.rank - locked)) {
@@ -244,22 +268,6 @@ struct Completion {
     factor = take(wanted, wanted);
   }
 
-  void select(const std::vector<int64_t>& matrices) {
-    selected = matrices;
-    la.select(matrices);
-  }
-
-  void spend(double cubes) {
-    for (int64_t b : selected) {
-      products[b] += cubes;
-    }
-  }
-
-  void multiply(Block<const T> a, Block<const T> c, Block<T> to, Precision precision = Precision::kFull) {
-    la.multiply_rounded(a, c, to, precision);
-    spend(cubes(a, c, n));
-  }
-
   // The k-th row of ws.sums: a number per matrix.
   double* sums(int k) const { return ws.sums + k * p.count; }
 
@@ -273,18 +281,18 @@ struct Completion {
   void lock(Precision precision) {
     la.sketch(r, p.seed + kLockStream, p.keys);
     la.multiply_rounded(ws.x, r, q, precision);
-    spend(double(locked) / double(n));
+    work.spend(double(locked) / double(n));
     la.add(0.5, r, 0.5, q);
     la.orthonormalize(q, h, f, kLockPasses);
   }
 
   // gq = G Q, h = Q^T G Q, r = G Q - Q h.
   void project(Precision precision) {
-    multiply(ws.g, q, gq, precision);
-    multiply(q.transposed(), gq, f, precision);
+    work.multiply(ws.g, q, gq, precision);
+    work.multiply(q.transposed(), gq, f, precision);
     la.copy(f, h);  // what it held may be no number
     la.add_symmetric(0.5, f, 0, h);
-    multiply(q, h, r, precision);
+    work.multiply(q, h, r, precision);
     la.add(1, gq, -1, r);
   }
 
@@ -292,7 +300,7 @@ struct Completion {
   void deflate() {
     la.copy(gq, s);
     la.add(0.5, r, 0.5, s);
-    multiply(q, s.transposed(), square);
+    work.multiply(q, s.transposed(), square, Precision::kFull);
     la.copy(ws.g, rest);
     la.add_symmetric(-1, square, 1, rest);
   }
@@ -307,7 +315,7 @@ struct Completion {
   // Step 5. Returns those where it succeeded; the progress of the others says how it failed.
   std::vector<int64_t> top_up(const std::vector<int64_t>& matrices) {
     std::vector<int64_t> some, done;
-    select(matrices);
+    work.select(matrices);
     find_rest();
     const std::vector<double> energy = read(ws.energy);
     for (int64_t b : matrices) {
@@ -320,7 +328,7 @@ struct Completion {
     if (some.empty()) {
       return some;
     }
-    select(some);
+    work.select(some);
     const SvdProblem problem = top_up_of(p, wanted, ws.energy);
     randomized_on(la, problem, some, rest, ws.loop, {{}, v, out.progress});
     std::vector<Progress> found(p.count);
@@ -329,7 +337,7 @@ struct Completion {
     la.read(ws.loop.doubles, theta);
     for (int64_t b : some) {
       progress[b] = found[b];
-      products[b] += double(found[b].iterations * problem.block) / double(n);
+      work.products[b] += double(found[b].iterations * problem.block) / double(n);
       const double* ritz = &theta[b * problem.block];
       cut[b] = ritz[wanted - 1];
       std::transform(ritz, ritz + wanted, &gap[b * wanted], [ritz, this](double x) { return x - ritz[wanted - 1]; });
@@ -338,7 +346,7 @@ struct Completion {
       }
     }
     if (!done.empty()) {
-      select(done);
+      work.select(done);
       settle();
     }
     return done;
@@ -346,8 +354,8 @@ struct Completion {
 
   // v <- orth( (I - Q Q^T) v ): rest has q in its null space to rounding only.
   void settle() {
-    multiply(v.transposed(), q, turned);
-    multiply(q, turned.transposed(), u);
+    work.multiply(v.transposed(), q, turned, Precision::kFull);
+    work.multiply(q, turned.transposed(), u, Precision::kFull);
     la.add(-1, u, 1, v);
     la.orthonormalize(v, gram, factor, kPasses);
   }
@@ -355,15 +363,15 @@ struct Completion {
   // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks outside [Q V], at most, and what it may
   // win by changing places in V. Infinite where an eigenvalue of h does not exceed cut.
   std::vector<double> loss() {
-    multiply(v.transposed(), r, turned, rough);
-    multiply(v, turned, s, rough);
+    work.multiply(v.transposed(), r, turned, rough);
+    work.multiply(v, turned, s, rough);
     la.add(-1, s, 1, r);
     divide(cut);
-    multiply(r, f.transposed(), s, rough);
+    work.multiply(r, f.transposed(), s, rough);
     la.dot(s, s, sums(1));
     const std::vector<double> failed = read(sums(0)), squares = read(sums(1)), swaps = swapped();
     std::vector<double> missing(p.count);
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       missing[b] = failed[b] != 0 ? std::numeric_limits<double>::infinity() : squares[b] / cut[b] + swaps[b];
     }
     return missing;
@@ -375,11 +383,11 @@ struct Completion {
   // What the loop left in its doubles is lost.
   std::vector<double> swapped() {
     const Block<T> x = u.corner(0, 0, locked, wanted);
-    multiply(f, turned.transposed(), x);
+    work.multiply(f, turned.transposed(), x, Precision::kFull);
     la.gram(x, gram);
     std::vector<T> host(p.count * wanted * wanted);
     la.read(gram.data, host);
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       T* one = &host[b * wanted * wanted];
       for (int64_t i = 0; i < wanted; ++i) {
         for (int64_t j = 0; j < wanted; ++j) {
@@ -391,7 +399,7 @@ struct Completion {
     la.small_eigh(gram, factor, ws.loop.doubles);
     std::vector<double> values(p.count * wanted), lost(p.count, 0.0);
     la.read(ws.loop.doubles, values);
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       for (int64_t i = b * wanted; i < (b + 1) * wanted; ++i) {
         lost[b] += std::max(0.0, -values[i]);
       }
@@ -405,7 +413,7 @@ struct Completion {
     std::transform(level.begin(), level.end(), scale.begin(), [](double x) { return 1 / x; });
     la.affine(h, scale.data(), shift.data(), w);
     la.inverse_factor(w, f, sums(0));
-    spend(std::pow(double(locked) / double(n), 3) / 3);
+    work.spend(std::pow(double(locked) / double(n), 3) / 3);
   }
 
   // q <- orth( q + r (h - level I)^-1 ), f being divide's.
@@ -413,24 +421,29 @@ struct Completion {
     std::vector<double> scale(p.count), shift(p.count, 0.0);
     std::transform(level.begin(), level.end(), scale.begin(), [](double x) { return 1 / std::sqrt(x); });
     la.affine(f, scale.data(), shift.data(), f);
-    multiply(r, f.transposed(), s, rough);
-    multiply(s, f, r, rough);
+    work.multiply(r, f.transposed(), s, rough);
+    work.multiply(s, f, r, rough);
     la.add(1, r, 1, q);
     la.orthonormalize(q, h, f, p.cuts ? kPasses : kTurnPasses);
   }
 
-  // Returns those that could be corrected: h reaches down to the level of the others.
-  std::vector<int64_t> correct(const std::vector<int64_t>& matrices, std::vector<double> level) {
-    std::vector<int64_t> some;
-    for (double& x : level) {
+  static std::vector<double> halved(std::vector<double> theta) {
+    for (double& x : theta) {
       x /= 2;
     }
-    select(matrices);
+    return theta;
+  }
+
+  // Returns those that could be corrected, at half of theta: h reaches down to the level of the others.
+  std::vector<int64_t> correct(const std::vector<int64_t>& matrices, const std::vector<double>& theta) {
+    const std::vector<double> level = halved(theta);
+    std::vector<int64_t> some;
+    work.select(matrices);
     divide(level);
     const std::vector<double> failed = read(sums(0));
     std::copy_if(matrices.begin(), matrices.end(), std::back_inserter(some), [&](int64_t b) { return failed[b] == 0; });
     if (!some.empty()) {
-      select(some);
+      work.select(some);
       turn(level);
     }
     return some;
@@ -465,14 +478,14 @@ struct Completion {
   std::vector<bool> orthonormal(Block<T> basis) {
     const Block<T> z = ws.before.corner(0, 0, p.rank, kProbes), back = ws.coming.corner(0, 0, p.rank, kProbes);
     la.sketch(z, p.seed, p.keys);
-    multiply(basis, z, ws.now);
-    multiply(basis.transposed(), ws.now, back);
+    work.multiply(basis, z, ws.now, Precision::kFull);
+    work.multiply(basis.transposed(), ws.now, back, Precision::kFull);
     la.add(-1, z, 1, back);
     la.dot(back, back, sums(0));
     la.dot(z, z, sums(1));
     const std::vector<double> off = read(sums(0)), all = read(sums(1));
     std::vector<bool> holds(p.count);
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       holds[b] = off[b] <= std::pow(kDefect * p.tolerance.eps, 2) * double(n) * all[b];
     }
     return holds;
@@ -481,14 +494,14 @@ struct Completion {
   // Returns those whose basis was spoiled, and is not delivered.
   std::vector<int64_t> deliver(const std::vector<int64_t>& matrices) {
     std::vector<int64_t> good, spoiled;
-    select(matrices);
+    work.select(matrices);
     join();
     const std::vector<bool> holds = orthonormal(out.right);
     for (int64_t b : matrices) {
       (holds[b] ? good : spoiled).push_back(b);
     }
     if (!good.empty()) {
-      select(good);
+      work.select(good);
       la.forward(out.right, out.left, Precision::kFull);
     }
     for (int64_t b : good) {
@@ -498,15 +511,12 @@ struct Completion {
   }
 
   // edge: about lambda_r. Nothing is read and nothing judged; out.progress is the top-up's.
-  void run_blind(const std::vector<int64_t>& all, Precision precision, std::vector<double> edge) {
-    for (double& x : edge) {
-      x /= 2;
-    }
-    selected = all;  // as the object is: la.select would copy
+  void run_blind(const std::vector<int64_t>& all, Precision precision, const std::vector<double>& edge) {
+    work.selected = all;  // as the object is: la.select would copy
     lock(precision);
     project(rough);
-    divide(edge);  // f = 0 where the cut was wrong, and then q stays
-    turn(edge);
+    divide(halved(edge));  // f = 0 where the cut was wrong, and then q stays
+    turn(halved(edge));
     find_rest();
     randomized_on(la, top_up_of(p, wanted, ws.energy), all, rest, ws.loop, {{}, v, out.progress});
     settle();
@@ -518,7 +528,7 @@ struct Completion {
   std::vector<int64_t> run(std::vector<int64_t> running, Precision precision, const std::vector<double>& edge) {
     std::vector<int64_t> misled;
     std::vector<double> before(p.count, std::numeric_limits<double>::infinity());
-    select(running);
+    work.select(running);
     lock(precision);
     project(rough);
     correct(running, edge);
@@ -562,6 +572,7 @@ struct Completion {
 // One run of the route on a batch.
 template <typename T>
 struct Projection {
+  Work<T> work;
   Linalg<T>& la;
   const SvdProblem& p;
   Workspace<T> ws;
@@ -569,12 +580,11 @@ struct Projection {
   const int64_t n, window;
   std::vector<double> norm2, mu, edge;  // (count); edge: about lambda_r
   std::vector<double> level, resolved;  // (count); t_1, and the distance from it at which the sign must hold
-  std::vector<double> products;         // (count), of n^3 multiply-adds
   std::vector<Progress> progress;
-  std::vector<int64_t> selected;
 
   Projection(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, const SvdResult<T>& out)
-      : la(la),
+      : work{la, p.cols, std::vector<double>(p.count), {}},
+        la(la),
         p(p),
         ws(p, scratch),
         out(out),
@@ -585,24 +595,7 @@ struct Projection {
         edge(p.count),
         level(p.count),
         resolved(p.count),
-        products(p.count),
         progress(p.count) {}
-
-  void select(const std::vector<int64_t>& matrices) {
-    selected = matrices;
-    la.select(matrices);
-  }
-
-  void spend(double cubes) {
-    for (int64_t b : selected) {
-      products[b] += cubes;
-    }
-  }
-
-  void multiply(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
-    la.multiply_rounded(a, b, c, precision);
-    spend(cubes(a, b, n));
-  }
 
   std::vector<int64_t> running() const {
     std::vector<int64_t> some;
@@ -620,8 +613,8 @@ struct Projection {
     std::transform(mu.begin(), mu.end(), inverse.begin(), [](double m) { return 1 / m; });
     la.affine(ws.g, inverse.data(), one.data(), ws.x);
     la.inverse_factor(ws.x, ws.y, ws.sums);
-    spend(1.0 / 3);
-    multiply(ws.y.transposed(), ws.y, ws.x, precision);
+    work.spend(1.0 / 3);
+    work.multiply(ws.y.transposed(), ws.y, ws.x, precision);
     la.affine(ws.x, minus_two.data(), one.data(), ws.t);
   }
 
@@ -629,7 +622,7 @@ struct Projection {
     std::vector<double> failed(p.count);
     transform(precision);
     la.read(ws.sums, failed);
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       if (failed[b] != 0) {
         progress[b].status = Status::kPrecision;
       }
@@ -645,7 +638,7 @@ struct Projection {
     }
     const auto apply = [&](Block<T> from, Block<T> to) {
       half ? la.multiply_half(rounded, from, to) : la.multiply(ws.t, from, to);
-      spend(cubes(ws.t, from, n));
+      work.spend(cubes(ws.t, from, n));
     };
     const auto dots = [&](int k) { return ws.sums + k * p.count; };
     la.sketch(ws.before, p.seed, p.keys);
@@ -664,7 +657,7 @@ struct Projection {
     std::vector<double> host((kMoments + 1) * p.count);
     la.read(ws.sums, host);
     std::vector<std::vector<double>> found(p.count, std::vector<double>(kMoments));
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       const auto of = [&](int k) { return host[k * p.count + b]; };
       found[b][0] = double(n);
       found[b][1] = of(kMoments);
@@ -690,15 +683,15 @@ struct Projection {
     if (todo.empty()) {
       return;
     }
-    select(todo);
+    work.select(todo);
     la.weight_gram(ws.g);
-    spend(0.5 * double(p.rows) / double(n));
+    work.spend(0.5 * double(p.rows) / double(n));
     for (int search = 0; search < kSearches && !todo.empty(); ++search) {
-      select(todo);
+      work.select(todo);
       squeeze(precision);
       const std::vector<std::vector<double>> moment = moments(precision);
       todo.clear();
-      for (int64_t b : selected) {
+      for (int64_t b : work.selected) {
         const double cut = level_of(moment[b], double(p.rank));
         if (progress[b].status != Status::kRunning) {
           continue;
@@ -724,17 +717,17 @@ struct Projection {
   void sign(Precision precision, double error) {
     std::vector<double> scale(p.count), shift(p.count);
     double low = 1;
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       scale[b] = 1 / ((1 + std::abs(level[b])) * kMargin);
       shift[b] = -level[b] * scale[b];
       low = std::min(low, std::max(resolved[b] * scale[b], kLeastResolved));
     }
     la.affine(ws.t, scale.data(), shift.data(), ws.x);
     for (const Quintic& step : sign_quintics(low, error)) {
-      multiply(ws.x, ws.x, ws.y, precision);
-      multiply(ws.y, ws.y, ws.z, precision);
+      work.multiply(ws.x, ws.x, ws.y, precision);
+      work.multiply(ws.y, ws.y, ws.z, precision);
       la.add(step.b, ws.y, step.c, ws.z);
-      multiply(ws.x, ws.z, ws.y, precision);
+      work.multiply(ws.x, ws.z, ws.y, precision);
       la.add_symmetric(0.5, ws.y, step.a, ws.x);
     }
   }
@@ -756,11 +749,11 @@ struct Projection {
     if (running().empty()) {
       return {};
     }
-    select(running());
+    work.select(running());
     const std::vector<double> above = project(precision, kSignError);
     std::vector<int64_t> some;
     int64_t locked = p.rank;
-    for (int64_t b : selected) {
+    for (int64_t b : work.selected) {
       const double wanted = double(p.rank) - above[b];
       if (wanted > 0.5 && wanted < double(most_wanted(p)) + 0.5 && above[b] >= 0.5) {
         some.push_back(b);
@@ -772,14 +765,14 @@ struct Projection {
     if (some.empty()) {
       return {};
     }
-    return Completion<T>(la, p, ws, out, locked, norm2, products, progress).run(some, precision, edge);
+    return Completion<T>(work, p, ws, out, locked, norm2, progress).run(some, precision, edge);
   }
 
   // Step 3 alone, at levels that are given. unresolved: trace(I - S^2), the eigenvalues that S left between -1 and 1.
   std::vector<EigenvalueCount> count(Block<const T> h, const double* above) {
     std::vector<EigenvalueCount> found(p.count);
     std::vector<double> total(p.count), squares(p.count), probes(p.count);
-    select(running());
+    work.select(running());
     la.copy(h, ws.g);
     la.trace(ws.g, ws.sums);
     la.read(ws.sums, total);
@@ -794,16 +787,16 @@ struct Projection {
       resolved[b] = kCountResolved;
     }
     if (!running().empty()) {
-      select(running());
+      work.select(running());
       squeeze(Precision::kFull);
       const std::vector<double> traces = project(Precision::kFull, kCountError);
       la.sketch(ws.before, p.seed, p.keys);
-      multiply(ws.x, ws.before, ws.now, Precision::kFull);
+      work.multiply(ws.x, ws.before, ws.now, Precision::kFull);
       la.dot(ws.now, ws.now, ws.sums);
       la.read(ws.sums, squares);
       la.dot(ws.before, ws.before, ws.sums);
       la.read(ws.sums, probes);
-      for (int64_t b : selected) {
+      for (int64_t b : work.selected) {
         found[b] = {double(std::lround(traces[b])), double(n) * std::abs(1 - squares[b] / probes[b])};
         found[b].unresolved = std::max(found[b].unresolved, std::abs(traces[b] - found[b].above));
       }
@@ -822,11 +815,11 @@ struct Projection {
       mu[b] = p.cuts[b].level;  // which T sends to 0
       resolved[b] = kResolved * (mu[b] - p.cuts[b].edge) / (mu[b] + p.cuts[b].edge);
     }
-    selected = running();
+    work.selected = running();
     transform(precision);
     sign(precision, kSignError);
     std::transform(p.cuts, p.cuts + p.count, edge.begin(), [](const Cut& cut) { return cut.edge; });
-    Completion<T>(la, p, ws, out, p.locked, norm2, products, progress).run_blind(selected, precision, edge);
+    Completion<T>(work, p, ws, out, p.locked, norm2, progress).run_blind(work.selected, precision, edge);
   }
 
   void run() {
@@ -837,12 +830,12 @@ struct Projection {
       for (int64_t b : again) {
         progress[b] = {};
       }
-      select(again);
+      work.select(again);
       squeeze(policy.second);
       attempt(policy.second);
     }
     for (int64_t b = 0; b < p.count; ++b) {
-      progress[b].iterations = std::lround(products[b]);
+      progress[b].iterations = std::lround(work.products[b]);
     }
     la.send(progress.data(), out.progress, progress.size() * sizeof(Progress));
   }

@@ -70,7 +70,7 @@ def randomized_svd(
     References:
         scikit-learn/scikit-learn, sklearn/utils/extmath.py. Halko, Martinsson, Tropp (2011), algorithms 4.3 and 4.4.
     """
-    own, *others = sklearns_own()
+    own, checking = sklearns_own()[0], sklearns_own()[-1]  # the outermost checks its arguments
     from sklearn import get_config
     from sklearn.utils.validation import check_array, check_random_state
 
@@ -86,8 +86,7 @@ def randomized_svd(
     array_api = get_config().get("array_api_dispatch", False)
     checked = M if array_api else check_array(M, accept_sparse=True)
     if array_api or not isinstance(checked, np.ndarray) or n_components < 1:
-        refuses = [*others, own][0]  # the outermost checks its arguments
-        return (own if n_components >= 1 else refuses)(
+        return (own if n_components >= 1 else checking)(
             checked,
             n_components,
             n_oversamples=n_oversamples,
