@@ -205,8 +205,8 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
     if (dense) {
       const cpu::Residual residual =
           reconstruct_cpu<T>(wide ? right : left, wide ? left : right, exponent[b], w, first + b, *dense);
-      measured(c, residual.unrounded, residual.rounded, problem.tolerance.noise, slack_of(request, unit_eps, m, n),
-               dense->data == w.data);
+      measured(c, residual.unrounded, residual.rounded, exponent[b], problem.tolerance.noise,
+               slack_of(request, unit_eps, m, n), dense->data == w.data);
       continue;
     }
     std::vector<double> sigma(r);

@@ -1,5 +1,7 @@
 """Forms of input and output, and what bad input is told."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,17 @@ def test_autograd_knows_what_was_written():
     with torch.inference_mode():
         x = A.clone()
         lk.low_rank(x, 4, out=x)
+
+
+@pytest.mark.parametrize("power", [-900, -400, 500, 1000])
+def test_squares_that_leave_float64_are_measured_all_the_same(power):
+    a = torch.randn(64, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    low, info = lk.low_rank(a, 5, return_info=True)
+    scaled, scaled_info = lk.low_rank(a * 2.0**power, 5, return_info=True)
+    torch.testing.assert_close(scaled * 2.0**-power, low, rtol=0, atol=1e-13)
+    print(power, scaled_info)
+    assert scaled_info.status == "ok"
+    assert math.isclose(scaled_info.residual * 2.0**-power, info.residual, rel_tol=1e-12)
 
 
 def test_entries_beyond_the_dtype_are_told():

@@ -21,7 +21,8 @@ def reconstruct(emu, left, right, weight, out, exponent=None, selected=None):
         *(left, right, wide, left.shape[2], exponent, weight, out, DTYPES[weight.dtype], *shape),
         *(index, len(selected or range(count)), residual2),
     )
-    return residual2.sqrt()
+    unit = 1.0 if exponent is None else torch.ldexp(torch.ones(count), exponent).double()[:, None]
+    return residual2.sqrt() * unit
 
 
 def problem(count, rows, cols, rank, dtype, wide=False):

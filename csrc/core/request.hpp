@@ -98,17 +98,18 @@ LASER_HOST_DEVICE inline Certificate certificate_of(const Progress& p, double no
   return c;
 }
 
-// Enters the measured residuals, squared, of what was written. Where they contradict the certificate its status becomes
-// kPrecision, or kSpoiled where the weight itself was overwritten. noise: the driver's, as in Tolerance; slack:
-// slack_of.
-LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, double noise, double slack,
-                                       bool in_place) {
-  const double optimal = c.unrounded;
-  c.unrounded = sqrt(unrounded2);
-  c.residual = sqrt(rounded2);
-  const double apart = c.unrounded > optimal ? c.unrounded - optimal : optimal - c.unrounded;
-  const double sum = c.unrounded + optimal, of_energy = kNoiseApart * noise * c.norm * c.norm;
-  if (!(apart <= kAgreement * optimal + slack * c.norm || apart * sum <= of_energy)) {
+// Enters the measured residuals of what was written, squared and in units of 2^exponent. Where they contradict the
+// certificate its status becomes kPrecision, or kSpoiled where the weight itself was overwritten. noise: the driver's,
+// as in Tolerance; slack: slack_of.
+LASER_HOST_DEVICE inline void measured(Certificate& c, double unrounded2, double rounded2, int exponent, double noise,
+                                       double slack, bool in_place) {
+  const double unit = ldexp(1.0, exponent), found = sqrt(unrounded2);
+  const double optimal = c.unrounded / unit, norm = c.norm / unit;
+  c.unrounded = found * unit;
+  c.residual = sqrt(rounded2) * unit;
+  const double apart = found > optimal ? found - optimal : optimal - found;
+  const double of_energy = kNoiseApart * noise * norm * norm;
+  if (!(apart <= kAgreement * optimal + slack * norm || apart * (found + optimal) <= of_energy)) {
     c.status = double(int(in_place ? Status::kSpoiled : Status::kPrecision));
   }
 }

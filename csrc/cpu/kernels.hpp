@@ -55,7 +55,8 @@ struct Residual {
 };
 
 // Rows first .. first + tile.rows of matrix b: out = tile * 2^exponent, rounded once to out's
-// dtype, and both residuals against the weight, which may be `out` itself. tile is row-major.
+// dtype, and both residuals against the weight, which may be `out` itself; in units of 2^exponent, so that squares
+// stay in range. tile is row-major.
 template <typename T>
 Residual store(Block<const T> tile, int exponent, const Weight& a, int64_t b, int64_t first, const Weight& out);
 

@@ -39,12 +39,12 @@ __global__ void certify_kernel(const Progress* __restrict__ progress, const Prep
   }
 }
 
-__global__ void measured_kernel(const double* __restrict__ residual2, double noise, double slack, bool in_place,
-                                Certificate* certificates, Selection sel) {
+__global__ void measured_kernel(const double* __restrict__ residual2, const int* __restrict__ exponent, double noise,
+                                double slack, bool in_place, Certificate* certificates, Selection sel) {
   const int s = blockIdx.x * kThreads + threadIdx.x;
   if (s < sel.count) {
     const int64_t b = sel[s];
-    measured(certificates[b], residual2[2 * b], residual2[2 * b + 1], noise, slack, in_place);
+    measured(certificates[b], residual2[2 * b], residual2[2 * b + 1], exponent[b], noise, slack, in_place);
   }
 }
 
@@ -85,10 +85,10 @@ cudaError_t certify(const Progress* progress, const Prepared* prepared, int64_t 
                 cols, eps, tol, locked, certificates);
 }
 
-cudaError_t measured(const double* residual2, double noise, double slack, bool in_place, Certificate* certificates,
-                     Selection sel, cudaStream_t stream) {
-  return launch(measured_kernel, one_thread_each(sel.count), dim3(kThreads), 0, stream, residual2, noise, slack,
-                in_place, certificates, sel);
+cudaError_t measured(const double* residual2, const int* exponent, double noise, double slack, bool in_place,
+                     Certificate* certificates, Selection sel, cudaStream_t stream) {
+  return launch(measured_kernel, one_thread_each(sel.count), dim3(kThreads), 0, stream, residual2, exponent, noise,
+                slack, in_place, certificates, sel);
 }
 
 template <typename F>

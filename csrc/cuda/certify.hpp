@@ -20,8 +20,8 @@ cudaError_t certify(const Progress* progress, const Prepared* prepared, int64_t 
                     double eps, double tol, int64_t locked, Certificate* certificates, cudaStream_t stream);
 
 // Enters residual2 (count, 2) of the selected matrices, as reconstruct measured it.
-cudaError_t measured(const double* residual2, double noise, double slack, bool in_place, Certificate* certificates,
-                     Selection sel, cudaStream_t stream);
+cudaError_t measured(const double* residual2, const int* exponent, double noise, double slack, bool in_place,
+                     Certificate* certificates, Selection sel, cudaStream_t stream);
 
 // out (count, rank) = sigma * 2^exponent of the selected matrices.
 template <typename F>

@@ -206,7 +206,7 @@ void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result
   check(reconstruct<T>(left, right, exponent, weight, out, sel, residual2.get(), scratch.get(), context.stream),
         "reconstruct", count, weight.rows, weight.cols);
   const double slack = slack_of(call.request, input_eps(weight.dtype), weight.rows, weight.cols);
-  check(measured(residual2.get(), noise, slack, call.dense->data == call.weight.data, call.certificates + first, sel,
+  check(measured(residual2.get(), exponent, noise, slack, call.dense->data == call.weight.data, call.certificates + first, sel,
                  context.stream),
         "certify", count, weight.rows, weight.cols);
 }

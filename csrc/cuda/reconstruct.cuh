@@ -89,7 +89,9 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
     T at[kEach];
   };
   using Difference = std::conditional_t<std::is_same_v<E, double>, double, T>;  // exact enough for so short a weight
-  const T scale = T(ldexp(T(1), target.exponent ? target.exponent[b] : 0));
+  const int exponent = target.exponent ? target.exponent[b] : 0;
+  const T scale = T(ldexp(T(1), exponent));
+  const double unit = ldexp(1.0, -exponent);  // squares stay in range
   const E* from = target.weight + b * target.stride;
   E* to = target.out + b * target.out_stride;
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(Pack) == 0; };
@@ -109,7 +111,8 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
         const T x = sums.at[c] * scale;
         const Difference weight = Difference(widen(whole ? before.at[c] : a[c]));
         narrow(x, after.at[c]);
-        const double d = double(weight - Difference(x)), e = double(weight - Difference(widen(after.at[c])));
+        const double d = unit * double(weight - Difference(x));
+        const double e = unit * double(weight - Difference(widen(after.at[c])));
         unrounded += d * d;  // in float32 they might not fit
         rounded += e * e;
         if (!whole) {
