@@ -17,7 +17,6 @@ from laser_kernels.bench.cusolver import CuSolver, NotReachable
 from laser_kernels.bench.peers import Setting, oversamplings, peers
 from laser_kernels.bench.tuning import tune
 
-DRIVERS = (None, "gesvd", "gesvdj", "gesvda")  # of torch.linalg.svd
 GESVDR_MOST = 16
 
 

@@ -1,7 +1,8 @@
 """One offline command on a machine with a GPU: build, test, sanitize, time. `make gpu-check` runs it.
 
     GPU_CHECK=build,test,sanitize,bench python3 bench/gpu_check.py        (default: these four)
-    GPU_CHECK=build,suite python3 bench/gpu_check.py                      (in a second call)
+    GPU_CHECK=build,bench ... build,test ... build,sanitize ... build,suite   (calls of their own, each with all the time:
+                                                                          better, where the machine stays warm)
 
 Takes this python3 as it is (torch with CUDA, setuptools, cmake, ninja, pybind11, pytest); no network, no venv.
   build     the extension with CUDA, in place, for sm_90a (LASER_CUDA_ARCHS to change it); LASER_PREBUILT=1: libraries that
@@ -52,6 +53,7 @@ FOUND = re.compile(r"SUMMARY: .*[1-9]\d* (?:error|hazard)|========= (?:Invalid|E
 NO_TESTS = 5  # pytest's exit code where it collected none
 CASES_FAILED = 3  # speed_cuda.py's, where it came to its end
 LEAST_BENCH = 45.0
+PROBE_LIMIT = 180.0  # a cold machine reads 700 MB of libraries
 REFUSED = re.compile(r"Device not supported|not supported on this device|Unable to (?:initialize|find)|error 999", re.I)
 PROBE = """
 import json
@@ -100,7 +102,8 @@ class Check:
         self.results = logs / "gpu-check.jsonl" if out else ROOT / "bench" / "results" / f"{name}-{date.today()}.jsonl"
         # The package is importable from the root whether or not pip may install into this Python.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        tools = os.pathsep.join([f"{sys.prefix}/bin", "/usr/local/cuda/bin", os.environ.get("PATH", os.defpath)])
+        toolkits = [str(path) for path in sorted(Path("/usr/local").glob("cuda*/bin"))]
+        tools = os.pathsep.join([f"{sys.prefix}/bin", *toolkits, os.environ.get("PATH", os.defpath)])
         self.environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PATH": tools}
 
     def limit(self, part: str) -> float:
@@ -204,7 +207,7 @@ def build(check: Check) -> None:
         raise NoBuild
     command_line = shlex.join(command)
     command = [sys.executable, "-c", PROBE]
-    code, text, seconds_of_probe = check.run("probe", command, 60)
+    code, text, seconds_of_probe = check.run("probe", command, PROBE_LIMIT)
     facts = next((json.loads(line) for line in text.splitlines() if line.startswith("{")), None)
     if facts is None:
         status = "failed: cannot be imported"

@@ -16,7 +16,7 @@ from laser_kernels.bench.timing import Samples
 from laser_kernels.dispatch import default_block
 
 ROOT = Path(__file__).parent.parent
-CASES = ("reconstruct", "rank10", "rank50", "rank1", "llama2-7b", "experts", "cusolver", "smollm2")
+CASES = ("reconstruct", "rank10", "rank50", "rank1", "llama2-7b", "experts", "cusolver", "smollm2", "svd")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_case_has_our_row_with_its_error(dry):
         assert row["status"] == "ok" and row["seconds"] > 0 and row["p10"] <= row["p90"], row
         assert -1e-3 < row["excess"] <= 1e-3, row
         assert row["bound_share"] or row["op"] == "scale + reconstruct", row
-    assert sum(row["op"] == "low_rank" for row in ours) == 5  # rank10, rank50 twice, cusolver, rank1
+    assert sum(row["op"] == "low_rank" for row in ours) == 9  # rank10, rank50 twice, cusolver, rank1, svd four times
 
 
 def test_rows_have_the_keys_of_every_command_and_no_time_without_error(dry):

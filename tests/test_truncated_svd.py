@@ -13,6 +13,7 @@ from laser_kernels.testing import (
     FAMILIES,
     FLOOR,
     eps,
+    gaussian,
     llm_like,
     norm,
     optimal_residual,
@@ -194,8 +195,8 @@ def test_a_block_of_the_whole_space_counts_its_rounding():
     """One large value: rounding of A^T A and of the eigensolver mixes the small ones."""
     worst = 0.0
     for seed in range(40):
-        generator = torch.Generator().manual_seed(seed)
-        sigma = (1 + 0.5 * torch.rand(190, generator=generator).double()).sort(descending=True).values
+        drawn = torch.rand(190, generator=torch.Generator().manual_seed(seed), device="cpu")
+        sigma = (1 + 0.5 * drawn.double()).sort(descending=True).values.to(torch.get_default_device())
         sigma[0] = 10 ** (1.8 + 0.7 * seed / 40)
         a = with_spectrum(210, 190, sigma, seed).float()
         _, info = lk.low_rank(a, 70, tol=1e-3, route="randomized", oversample=190, return_info=True)
@@ -218,8 +219,8 @@ def test_a_constant_float64_matrix_gets_what_lapack_can_do(shape):
 def test_rows_and_columns_of_all_sizes(decades):
     """Entries of A^T A are subnormal: MKL's eigensolver gave up on some of these."""
     for seed in range(12):
-        generator, n = torch.Generator().manual_seed(seed), 40 + seed
-        a = torch.randn(n + 8, n, generator=generator) * torch.logspace(0, -decades, n)
+        n = 40 + seed
+        a = gaussian(n + 8, n, seed, torch.float32) * torch.logspace(0, -decades, n)
         a *= torch.logspace(0, -decades, n + 8)[:, None]
         x, info = lk.low_rank(a, n // 2, return_info=True)
         assert info.status in ("ok", "escalated") and residual(a, x) <= residual_bound(a, n // 2, 1e-3)

@@ -60,6 +60,7 @@ struct Workspace {
     h = take(l, l);
     w = take(l, l);
     g = given.data || !p.gram ? given : take(n, n);
+    next += (4 - (next - base) % 4) % 4;  // cuBLAS wants bfloat16 operands on 16 bytes
     rounded = Block<BFloat16>::dense(reinterpret_cast<BFloat16*>(next), count, n, n);
     next += p.gram && p.half ? (count * n * n + 1) / 2 : 0;  // two in the place of a float
     elements = next - base;

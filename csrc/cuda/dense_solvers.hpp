@@ -42,10 +42,9 @@ struct BatchLimits {
 
 // By cuSOLVER.
 // eigh: as many matrices at a time as `limits` allow, then one wait for all; a matrix that failed is redone alone.
-// Takes
-//       as much scratch as one such batch, and cuSOLVER's own.
+//       Takes as much scratch as one such batch, and cuSOLVER's own.
 // svd:  one matrix at a time, one wait for each: polar decomposition (gesvdp), where that fails or has perturbed the
-//       values Jacobi (gesvdj), where that fails QR (gesvd). Scratch: (2 m + n) n elements and cuSOLVER's own.
+//       values QR (gesvd), where that fails Jacobi (gesvdj). Scratch: (2 m + n) n elements and cuSOLVER's own.
 // The calling thread's device is `device`, the allocator's memory belongs to `stream` and may be dropped while the
 // stream still uses it. One thread at a time uses an object; cuSOLVER's handles are kept for the next one.
 class CusolverSolver final : public DenseSolver {

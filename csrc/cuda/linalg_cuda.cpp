@@ -59,7 +59,7 @@ LinalgCuda<T>::LinalgCuda(const CudaContext& context, int64_t count, const Opera
       operand_(operand),
       count_(count),
       index_(context, count),
-      addresses_(context, 3 * count),
+      addresses_(context, 3 * (count + 1)),
       deviation_(context, count),
       shifted_(context, count),
       defect_(context, count),
@@ -302,8 +302,8 @@ template <typename T>
 void LinalgCuda<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed) {
   const int64_t n = s.rows, small = std::min(n, kSmallest), half = half_of(n);
   T* data = room(context_, block_, s.count * factor_elements(n));
-  const Block<T> unit = Block<T>::dense(data, s.count, n, n);
-  const Block<T> side = Block<T>::dense(data + s.count * n * n, s.count, half, half);
+  const Block<T> side = Block<T>::dense(data, s.count, half, half);  // of whole panels: what follows stays aligned
+  const Block<T> unit = Block<T>::dense(data + s.count * half * half, s.count, n, n);
   const Block<T> work = Block<T>::dense(data + s.count * (n * n + half * half), s.count, small, small);
   check(cudaMemsetAsync(shifted_.get(), 0, size_t(count_) * sizeof(int), context_.stream), "inverse_factor", s.count, n,
         n);

@@ -83,7 +83,7 @@ class LinalgCuda final : public Linalg<T> {
   int64_t count_;
   Batch batch_;
   DeviceArray<int> index_;                        // (count) selection on the device
-  DeviceArray<void*> addresses_;                  // (3 count)
+  DeviceArray<void*> addresses_;                  // (3 (count + 1))
   DeviceArray<double> deviation_;                 // (count) of the last CholeskyQR pass
   DeviceArray<int> shifted_, defect_, diagonal_;  // (count)
   DeviceArray<double> partials_;

@@ -27,6 +27,10 @@ struct ColumnMajor {
 };
 
 void check(const Cublas& table, int status, const char* type, int64_t count, int64_t m, int64_t n, int64_t k) {
+  constexpr int kAllocFailed = 3;
+  if (status == kAllocFailed) {
+    throw OutOfMemory("[laser_kernels] multiply: cuBLAS has no memory");
+  }
   if (status != 0) {
     throw std::runtime_error(std::string("[laser_kernels] multiply: ") + table.GetStatusString(status) + " (" +
                              std::to_string(status) + ") on " + std::to_string(count) + " " + type + " products of " +
@@ -35,7 +39,10 @@ void check(const Cublas& table, int status, const char* type, int64_t count, int
   }
 }
 
-// Where the operands of the selected matrices begin: count addresses of each.
+// Arrays of addresses begin on 16 bytes: some of cuBLAS's kernels were found to ask for that.
+__host__ __device__ int64_t padded(int64_t count) { return (count + 1) / 2 * 2; }
+
+// Where the operands of the selected matrices begin: the addresses of each, padded(count) apart.
 __global__ void addresses_kernel(const void* a, int64_t a_stride, const void* b, int64_t b_stride, const void* c,
                                  int64_t c_stride, void** addresses, Selection sel) {
   const int s = blockIdx.x * blockDim.x + threadIdx.x;
@@ -45,8 +52,8 @@ __global__ void addresses_kernel(const void* a, int64_t a_stride, const void* b,
   if (s < sel.count) {
     const int64_t i = sel[s];
     addresses[s] = offset(a, i * a_stride);
-    addresses[sel.count + s] = offset(b, i * b_stride);
-    addresses[2 * sel.count + s] = offset(c, i * c_stride);
+    addresses[padded(sel.count) + s] = offset(b, i * b_stride);
+    addresses[2 * padded(sel.count) + s] = offset(c, i * c_stride);
   }
 }
 
@@ -87,8 +94,8 @@ void multiply(const CudaContext& context, Block<const E> a, Block<const E> b, Bl
   void** pointers = batch.addresses;
   const int status =
       table.GemmBatchedEx(context.cublas_handle, left.operation, right.operation, n, m, k, &alpha, pointers, kType<E>,
-                          left.leading, pointers + count, kType<E>, right.leading, &beta, pointers + 2 * count,
-                          kType<T>, leading, count, compute, CUBLAS_GEMM_DEFAULT);
+                          left.leading, pointers + padded(count), kType<E>, right.leading, &beta,
+                          pointers + 2 * padded(count), kType<T>, leading, count, compute, CUBLAS_GEMM_DEFAULT);
   check(table, status, type, count, m, n, k);
 }
 

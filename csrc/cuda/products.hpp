@@ -11,7 +11,7 @@ namespace laser {
 struct Batch {
   int64_t first;        // of neighbours, first .. first + count - 1; -1: they are not
   Selection selection;  // for kernels; its count says how many
-  void** addresses;     // scratch in device memory, 3 count pointers, where not neighbours
+  void** addresses;     // scratch in device memory, 3 (count + 1) pointers, where not neighbours
 };
 
 // c = alpha a b + beta c. (E, T) = (float, float), (double, double) or (BFloat16, float); sums are T. Each block has

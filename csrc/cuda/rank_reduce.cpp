@@ -16,6 +16,7 @@
 #include "cuda/prepare.hpp"
 #include "cuda/reconstruct.hpp"
 #include "cuda/small_eigh.hpp"
+#include "cuda/squares.hpp"
 
 namespace laser {
 namespace {
@@ -141,7 +142,24 @@ void full_svd(const Call& call, const SvdProblem& p, LinalgCuda<T>& la, const Op
   const Block<T> u = Block<T>::dense(vectors.get(), p.count, m, n);
   const Block<T> vt = Block<T>::dense(vectors.get() + p.count * m * n, p.count, n, n);
   const Selection all{nullptr, int(p.count)};
-  context.solver->svd(operand.weight, u, values.get(), vt, all);
+  std::vector<int64_t> every(p.count), zeros, others;
+  for (int64_t b = 0; b < p.count; ++b) {
+    every[b] = b;
+    (call.known[first + b].norm2 == 0 ? zeros : others).push_back(b);
+  }
+  if (!zeros.empty()) {  // cuSOLVER has answered NaN to these: 0 diag(0) I instead
+    la.select(zeros);
+    check(cudaMemsetAsync(values.get(), 0, size_t(values.size()) * sizeof(T), context.stream), "full_svd", p.count, m,
+          n);
+    check(zero(u, la.batch().selection, context.stream), "full_svd", p.count, m, n);
+    check(zero(vt, la.batch().selection, context.stream), "full_svd", p.count, n, n);
+    check(affine<T>(vt, 1, 1, vt, la.batch().selection, context.stream), "full_svd", p.count, n, n);
+  }
+  if (!others.empty()) {
+    la.select(others);
+    context.solver->svd(operand.weight, u, values.get(), vt, la.batch().selection);
+  }
+  la.select(every);
   const Block<const T> row = Block<T>::dense(values.get(), p.count, 1, n);
   check(widen_row(row, sigma.get(), all, context.stream), "full_svd", p.count, m, n);
   // Columns beyond r are not read, but sigma's rows are n long: scale in place, then take what is wanted.
@@ -206,8 +224,8 @@ void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result
   check(reconstruct<T>(left, right, exponent, weight, out, sel, residual2.get(), scratch.get(), context.stream),
         "reconstruct", count, weight.rows, weight.cols);
   const double slack = slack_of(call.request, input_eps(weight.dtype), weight.rows, weight.cols);
-  check(measured(residual2.get(), exponent, noise, slack, call.dense->data == call.weight.data, call.certificates + first, sel,
-                 context.stream),
+  check(measured(residual2.get(), exponent, noise, slack, call.dense->data == call.weight.data,
+                 call.certificates + first, sel, context.stream),
         "certify", count, weight.rows, weight.cols);
 }
 

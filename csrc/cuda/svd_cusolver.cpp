@@ -55,10 +55,11 @@ class CusolverSolver::Svd {
   double tolerated() const { return std::sqrt(double(n_)); }
 
   int solve(int64_t b, std::string& reasons) {
+    // Fastest first; gesvdj last, since it takes rounding errors of hundreds of eps sigma_1 for success.
     static const std::pair<const char*, int (Svd::*)(T*, double*)> routines[] = {
         {"cusolverDnXgesvdp", &Svd::gesvdp},
-        {std::is_same_v<T, double> ? "cusolverDnDgesvdj" : "cusolverDnSgesvdj", &Svd::gesvdj},
-        {"cusolverDnXgesvd", &Svd::gesvd}};
+        {"cusolverDnXgesvd", &Svd::gesvd},
+        {std::is_same_v<T, double> ? "cusolverDnDgesvdj" : "cusolverDnSgesvdj", &Svd::gesvdj}};
     const Selection one{nullptr, 1};
     int failure = 0;
     for (const auto& [name, routine] : routines) {

@@ -92,11 +92,16 @@ class HostSolver final : public DenseSolver {
     for (int s = 0; s < sel.count; ++s) {
       const int64_t b = sel[s];
       std::vector<double> x(m * n), v(n * n, 0.0);
+      bool zero = true;
       for (int64_t j = 0; j < n; ++j) {
         v[j * n + j] = 1;
         for (int64_t i = 0; i < m; ++i) {
           x[j * m + i] = a.at(b, i, j);
+          zero = zero && x[j * m + i] == 0;
         }
+      }
+      if (zero) {  // cuSOLVER has answered NaN
+        std::fill(v.begin(), v.end(), NAN);
       }
       const auto dot = [&](int64_t p, int64_t q) {
         return std::inner_product(&x[p * m], &x[p * m] + m, &x[q * m], 0.0);

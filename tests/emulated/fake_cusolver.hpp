@@ -8,7 +8,7 @@
 
 namespace laser {
 
-enum Routine { kSyevBatched, kSyevd, kGesvdp, kGesvdj, kGesvd, kRoutines };
+enum Routine { kSyevBatched, kSyevd, kGesvdp, kGesvd, kGesvdj, kRoutines };
 
 // Failures of one routine. Bit k of a mask: the k-th matrix (info, perturbation) or the k-th call (status).
 struct Script {
