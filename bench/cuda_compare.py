@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from laser_kernels.bench.rows import append
 
 TARGET = 1e-3
 AGREEMENT = 1e-3  # between info.residual and the residual measured here
+HANGS = 100.0  # seconds after which a comparison is taken to hang
 OURS, LASER = "laser_kernels", "LASER's svd_lowrank"
 
 
@@ -63,8 +65,18 @@ class Bench:
             self._square = Weights(llm_like(self.sizes.batch, side, side, 0, self.device), (0, 1, -1))
         return self._square
 
+    @property
+    def few(self) -> Weights:
+        """Some of `square`, for what takes long."""
+        return Weights(self.square.matrices[: min(8, self.sizes.batch)], (0, -1))
+
     def release(self) -> None:
         self._square = None
+
+    def watch(self) -> None:
+        """Ends the process HANGS seconds from now, unless called again or cancelled."""
+        if self.timer.cuda:
+            faulthandler.dump_traceback_later(HANGS, exit=True)
 
     def row(self, outcome: Outcome | None, **values: Any) -> dict[str, Any]:
         """A row, written at once: a run that is stopped keeps what it has measured."""
@@ -77,6 +89,7 @@ class Bench:
         self, op: str, task: Task, peers: dict[str, Method], seconds: float, unreachable: dict[str, str]
     ) -> None:
         """Times ours and the peers on one task; prints and records."""
+        self.watch()
         reported: list[list[lk.Info]] = []
 
         def ours(i: int) -> Any:

@@ -64,19 +64,17 @@ def rank1(bench: Bench) -> None:
 
 def svd(bench: Bench) -> None:
     """One driver after another, gesvdj and the default, which takes it, last: the slow ones cost nobody's figure."""
-    few = Weights(bench.square.matrices[: min(8, bench.sizes.batch)], (0, -1))
-    one_percent, half = Task(bench.square, 0.01), Task(few, 0.5)
+    one_percent, half = Task(bench.square, 0.01), Task(bench.few, 0.5)
     for task, driver in (one_percent, "gesvd"), (one_percent, "gesvda"), (half, None), (one_percent, "gesvdj"):
         method = single(task, cuda_peers.linalg_svd, driver, limit=TARGET)
         bench.compare("low_rank", task, {f"torch.linalg.svd driver={driver}": method}, 20, {})
 
 
 def rank50(bench: Bench) -> None:
-    some = bench.square.matrices[: min(8, bench.sizes.batch)]
-    task, peers = Task(Weights(some, (0, -1)), 0.5), Peers()
+    task, peers = Task(bench.few, 0.5), Peers()
     peers["gram + torch.linalg.eigh"] = single(task, gram_eigh, limit=TARGET)
     bench.compare("low_rank", task, peers, 40, peers.unreachable)
-    bench.compare("low_rank", Task(Weights(some[:1], (0,)), 0.5), Peers(), 5, {})
+    bench.compare("low_rank", Task(Weights(task.matrices[:1], (0,)), 0.5), Peers(), 5, {})
 
 
 def cusolver(bench: Bench) -> None:
@@ -210,7 +208,6 @@ CASES: dict[str, tuple[Callable[[Bench], None], str]] = {
     "svd": (svd, ">= 100x torch.linalg.svd, each driver at 1 %, the default at 50 %"),
 }
 FAILED = 3  # exit code: all cases had their turn, and something of ours failed
-HANGS = 100.0  # seconds after which a case is taken to hang
 
 
 def has_cuda_kernels() -> bool:
@@ -238,8 +235,7 @@ def main() -> int:
         case, goal = CASES[name]
         start = time.perf_counter()
         print(f"{name}: goal {goal}", flush=True)
-        if bench.timer.cuda:
-            faulthandler.dump_traceback_later(HANGS, exit=True)
+        bench.watch()
         try:
             if bench.left(math.inf) < 3:
                 raise TimeoutError("no time left")

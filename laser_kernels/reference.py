@@ -77,7 +77,8 @@ def _judge_exact(eigenvalues: Tensor, rank: int, norm2: float, error: float, noi
     remainder = max(norm2 - captured, 0.0)
     if remainder + noise <= floor2:
         return remainder, 0.0, True
-    return remainder, loss / (2 * max(remainder - noise, 0.1 * remainder)), remainder > 10 * noise
+    tail2 = max(remainder - noise, 0.1 * remainder)
+    return remainder, loss / (2 * tail2) if tail2 > 0 else math.inf, remainder > 10 * noise
 
 
 def _ritz_loss(theta: Tensor, residual: Tensor, rest: Tensor | float, most: float = 1.0) -> Tensor:

@@ -197,6 +197,15 @@ def test_groups_and_out_of_memory_change_nothing(emu):
         low_rank(emu, stack, 4, device=1000)
 
 
+def test_a_cublas_without_memory_gets_fewer_matrices(emu):
+    stack = torch.stack([llm_like(50, 40, i) for i in range(6)])
+    emu.call("emu_refuse_products", 2)  # that of six, and of three
+    out, rows = low_rank(emu, stack, 4)
+    for a, x, row in zip(stack, out, rows, strict=True):
+        assert row["status"] == Status.OK
+        keeps_the_contract(a, x, row, 4)
+
+
 def test_in_place_and_strided_and_transposed(emu):
     a = llm_like(44, 30).bfloat16()
     expected, _ = low_rank(emu, a[None], 5)

@@ -48,6 +48,15 @@ def test_reference_and_driver_promise_and_keep_the_same(shape, family, route, wi
         )
 
 
+@pytest.mark.parametrize("backend", [L, reference], ids=["compiled", "reference"])
+@pytest.mark.parametrize("tol, status", [(1e-3, 3), (None, 1)])
+def test_nothing_left_where_rounding_could_hide_it_is_no_promise(backend, tol, status):
+    a = torch.zeros(1, 60, 45)
+    a[0].diagonal()[:9] = 1  # its Gram matrix in float32 leaves exactly 0
+    row = backend.low_rank(a, torch.zeros_like(a), 9, "gram_eigh", 19, False, False, False, tol, 64, 0, [0])[0]
+    assert row[0] == status and row[4] == float("inf")
+
+
 def test_reference_with_given_cuts():
     a = torch.stack([FAMILIES["spiked"](60, 45, 30).float()] * 2)
     sigma = torch.linalg.svdvals(a[0].double())

@@ -116,6 +116,11 @@ constexpr double kHalfOfMissing = 0.1;
 LASER_HOST_DEVICE inline double larger(double a, double b) { return a > b ? a : b; }
 LASER_HOST_DEVICE inline double smaller(double a, double b) { return a < b ? a : b; }
 
+// What losing `energy` adds to a residual of tail2 = residual^2, relative to it.
+LASER_HOST_DEVICE inline double excess(double energy, double tail2) {
+  return tail2 > 0 ? energy / (2 * tail2) : HUGE_VAL;
+}
+
 // Chebyshev polynomial of degree d at x >= 1, where it grows with d and with x.
 LASER_HOST_DEVICE inline double chebyshev_value(int64_t degree, double x) {
   double before = 1, value = x = larger(x, 1.0);
@@ -294,7 +299,7 @@ LASER_HOST_DEVICE void judge_exact(const Team& team, const ExactStep& step, int6
     p.bound = 0;
     p.status = Status::kOk;
   } else {
-    p.bound = loss / (2 * certificate::larger(p.remainder - noise, 0.1 * p.remainder));
+    p.bound = certificate::excess(loss, certificate::larger(p.remainder - noise, 0.1 * p.remainder));
     // Below 10 noise the remainder itself is mostly rounding, and nothing relative to it can be
     // promised.
     const bool certified = p.remainder > 10 * noise && p.bound <= step.tolerance.tol;

@@ -462,7 +462,7 @@ struct Completion {
     }
     const double least = remainder - noise - found.missing;  // at least this much is optimal
     // What Q lacks is counted as if V lacked nothing, and the other way round: hence the loop's factor for both.
-    found.bound += certificate::kSafety * missing / (2 * certificate::larger(least, 0.1 * remainder));
+    found.bound += certificate::excess(certificate::kSafety * missing, certificate::larger(least, 0.1 * remainder));
     found.status = p.tolerance.tol < 0              ? Status::kUncertified
                    : found.bound <= p.tolerance.tol ? Status::kOk
                                                     : Status::kRunning;

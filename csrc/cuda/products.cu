@@ -27,8 +27,7 @@ struct ColumnMajor {
 };
 
 void check(const Cublas& table, int status, const char* type, int64_t count, int64_t m, int64_t n, int64_t k) {
-  constexpr int kAllocFailed = 3;
-  if (status == kAllocFailed) {
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) {
     throw OutOfMemory("[laser_kernels] multiply: cuBLAS has no memory");
   }
   if (status != 0) {

@@ -91,7 +91,8 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
   using Difference = std::conditional_t<std::is_same_v<E, double>, double, T>;  // exact enough for so short a weight
   const int exponent = target.exponent ? target.exponent[b] : 0;
   const T scale = T(ldexp(T(1), exponent));
-  const double unit = ldexp(1.0, -exponent);  // squares stay in range
+  const double unit = ldexp(1.0, -exponent);
+  constexpr bool kScalesEach = std::is_same_v<E, double>;  // squares of others cannot leave the range of double
   const E* from = target.weight + b * target.stride;
   E* to = target.out + b * target.out_stride;
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(Pack) == 0; };
@@ -111,8 +112,8 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
         const T x = sums.at[c] * scale;
         const Difference weight = Difference(widen(whole ? before.at[c] : a[c]));
         narrow(x, after.at[c]);
-        const double d = unit * double(weight - Difference(x));
-        const double e = unit * double(weight - Difference(widen(after.at[c])));
+        const double by = kScalesEach ? unit : 1.0;
+        const double d = by * double(weight - Difference(x)), e = by * double(weight - Difference(widen(after.at[c])));
         unrounded += d * d;  // in float32 they might not fit
         rounded += e * e;
         if (!whole) {
@@ -127,8 +128,9 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
   unrounded = block_reduce(unrounded, Sum(), scratch);
   rounded = block_reduce(rounded, Sum(), scratch);
   if (threadIdx.x == 0) {
-    target.partial[2 * where] = unrounded;
-    target.partial[2 * where + 1] = rounded;
+    const double rest = kScalesEach ? 1.0 : unit * unit;
+    target.partial[2 * where] = unrounded * rest;
+    target.partial[2 * where + 1] = rounded * rest;
   }
 }
 

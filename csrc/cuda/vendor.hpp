@@ -11,7 +11,7 @@ namespace laser {
 
 // library_types.h, cublas_api.h, cusolver_common.h
 constexpr int CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14;
-constexpr int CUBLAS_STATUS_SUCCESS = 0;
+constexpr int CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_ALLOC_FAILED = 3;
 constexpr int CUBLAS_OP_N = 0, CUBLAS_OP_T = 1;
 constexpr int CUBLAS_FILL_MODE_LOWER = 0;
 constexpr int CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_64F = 70;

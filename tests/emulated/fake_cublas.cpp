@@ -41,10 +41,17 @@ void gemm(int transa, int transb, int64_t m, int64_t n, int64_t k, const void* a
   }
 }
 
+constexpr int kInvalidValue = 7, kNotSupported = 15;
+
+int64_t refused = 0;  // products that will find no memory
+
 int any_type(int transa, int transb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* a, int type_a,
              int64_t lda, const void* b, int type_b, int64_t ldb, const void* beta, void* c, int type_c, int64_t ldc,
              int compute) {
-  constexpr int kInvalidValue = 7, kNotSupported = 15;
+  if (refused > 0) {
+    --refused;
+    return CUBLAS_STATUS_ALLOC_FAILED;
+  }
   if (m < 0 || n < 0 || k < 0 || lda < (transa ? k : m) || ldb < (transb ? n : k) || ldc < m) {
     return kInvalidValue;
   }
@@ -86,6 +93,11 @@ int single(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, const
 int batched(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* const* a,
             int type_a, int64_t lda, const void* const* b, int type_b, int64_t ldb, const void* beta, void* const* c,
             int type_c, int64_t ldc, int64_t count, int compute, int) {
+  for (const auto* addresses : {a, b, const_cast<const void* const*>(c)}) {
+    if (reinterpret_cast<uintptr_t>(addresses) % 16 != 0) {
+      return kNotSupported;
+    }
+  }
   int status = CUBLAS_STATUS_SUCCESS;
   for (int64_t i = 0; i < count && status == CUBLAS_STATUS_SUCCESS; ++i) {
     status = any_type(transa, transb, m, n, k, alpha, a[i], type_a, lda, b[i], type_b, ldb, beta, c[i], type_c, ldc,
@@ -97,6 +109,8 @@ int batched(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, cons
 int math_mode = 1;  // torch may have left TF32 on
 
 }  // namespace
+
+void refuse_products(int64_t calls) { refused = calls; }
 
 const Cublas& fake_cublas() {
   static const Cublas table = [] {

@@ -6,4 +6,7 @@ namespace laser {
 
 const Cublas& fake_cublas();
 
+// The next `calls` products find no memory.
+void refuse_products(int64_t calls);
+
 }  // namespace laser
