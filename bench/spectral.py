@@ -8,6 +8,7 @@ what comes next, as in every public call, and the line names it.
 
   excess     ||A - A_r|| / tail - 1 of what came out in the end, norms in float64; tail from float64 LAPACK
   products   n^3 multiply-adds of the route, over n^3
+  rounded    where the excess is above tol: that of the exact A_r, rounded to the weight's dtype
   found - r  columns that the projector held beyond those it was asked for, r - d: the error of the search for mu
 
 Exit code 1 if an excess exceeds its bound or tol (beyond the contract's floor, 32 eps ||A||), if a search that the route
@@ -58,6 +59,13 @@ def attempt(a: torch.Tensor, rank: int, path: dispatch.Route, tol: float) -> tup
     return out[0], dict(zip(ops.CERTIFICATE, row, strict=True))
 
 
+def rounded_excess(a: torch.Tensor, rank: int, tail: float) -> float:
+    """Of the best approximation, once it is in a's dtype."""
+    u, sigma, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    best = (u[:, :rank] * sigma[:rank]) @ vh[:rank]
+    return smollm2.distance(a, best.to(a.dtype)) / tail - 1
+
+
 def measure(a: torch.Tensor, sigma: torch.Tensor, rank: int, tol: float, half: bool) -> dict:
     """One line: the route's own attempt, and what came out in the end."""
     problem = dispatch.Problem(*a.shape, rank, "float32", tol)
@@ -73,6 +81,7 @@ def measure(a: torch.Tensor, sigma: torch.Tensor, rank: int, tol: float, half: b
         result, row = attempt(a, rank, path, tol)
     best, norm = smollm2.tail(sigma, rank), sigma.norm().item()
     residual = smollm2.distance(a, result)
+    excess = residual / best - 1 if best > 0 else math.inf
     n = min(a.shape)
     window = max(8, round(0.02 * n))
     return {
@@ -83,7 +92,8 @@ def measure(a: torch.Tensor, sigma: torch.Tensor, rank: int, tol: float, half: b
         "routes": routes,
         "status": Status(int(row["status"])).name,
         "first": Status(int(first["status"])).name,
-        "excess": residual / best - 1 if best > 0 else math.inf,
+        "excess": excess,
+        "rounded": rounded_excess(a, rank, best) if tol < excess < math.inf else None,
         "over_floor": (residual - (1 + row["bound"]) * best) / norm,  # of ||A||
         "bound": row["bound"],
         "products": first["iterations"],
@@ -154,10 +164,11 @@ def main() -> int:
                     lines.append(line)
                     error = "-" if line["search_error"] is None else line["search_error"]
                     onward = " > ".join(line["routes"][1:])
+                    rounded = "" if line["rounded"] is None else f"rounded {line['rounded']:.1e}"
                     print(
                         f"{name:24} {line['n']:5} {line['rank']:5} {tol:6.0e} {line['arithmetic']:5} "
                         f"{line['products']:8.0f} {error:>7} {line['bound']:8.1e} {line['excess']:9.1e} "
-                        f"{line['first'].lower() + ' > ' + onward if onward else ''} {', '.join(said)}",
+                        f"{line['first'].lower() + ' > ' + onward if onward else ''} {', '.join(said)} {rounded}",
                         flush=True,
                     )
     rows = []
