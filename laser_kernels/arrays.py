@@ -31,6 +31,11 @@ def to_tensor(a: Any) -> Tensor | None:
     return torch.from_dlpack(a) if hasattr(a, "__dlpack__") else None
 
 
+def library(a: Any) -> str:
+    """Of an array: "torch", "numpy", "cupy", ...; results go back to it."""
+    return "torch" if isinstance(a, Tensor) else type(a).__module__.partition(".")[0]
+
+
 def back_to(a: Any) -> Callable[[Tensor], Any]:
     """What turns a result into the kind of array that `a` is: NumPy's, CuPy's, any array-API library's, or torch's."""
     if isinstance(a, np.ndarray):
@@ -42,7 +47,7 @@ def back_to(a: Any) -> Callable[[Tensor], Any]:
 
 def _stream_of(a: Any) -> AbstractContextManager[Any]:
     first = a[0] if isinstance(a, (list, tuple)) and a else a
-    if type(first).__module__.partition(".")[0] != "cupy":
+    if library(first) != "cupy":
         return nullcontext()
     cupy = sys.modules["cupy"]
     device = f"cuda:{first.device.id}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laser_kernels.arrays import back_to, to_tensor
+from laser_kernels.arrays import back_to, library, to_tensor
 from laser_kernels.rank import Rule, resolve_rank
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -91,13 +91,19 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
     """Settles orientation of the input's container, batch, contiguity and dtype once.
 
     Raises:
-        TypeError: not an array, or a dtype that is not supported.
+        TypeError: not an array, a dtype that is not supported, or a list of several libraries' arrays.
         ValueError: wrong dimensions, an empty matrix, mixed devices, bad rank or key.
     """
     listed = isinstance(A, (list, tuple))
     arrays = [as_tensor(a, where, f"A[{i}]") for i, a in enumerate(A)] if listed else [as_tensor(A, where)]
     if listed and not arrays:
         raise ValueError(f"[laser_kernels::{where}] the list A is empty: pass at least one matrix")
+    libraries = sorted({library(a) for a in A}) if listed else []
+    if len(libraries) > 1:
+        raise TypeError(
+            f"[laser_kernels::{where}] all matrices of a list must be of one library, to which the results go back; got "
+            f"{' and '.join(libraries)}"
+        )
     allowed = (2,) if listed else (2, 3)
     for i, t in enumerate(arrays):
         if t.dim() not in allowed:

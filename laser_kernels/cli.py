@@ -13,6 +13,7 @@ from laser_kernels.checkpoint import plan_command, reduce_command, verify_comman
 from laser_kernels.laser import command as search_command
 from laser_kernels.lora import extract_command, resize_command
 from laser_kernels.scan import command as scan_command
+from laser_kernels.version import __version__
 
 # Each has HELP, add_arguments(parser) and run(args) -> exit code.
 COMMANDS = {
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="laser-kernels",
         description="Replace weight matrices of a checkpoint by low-rank approximations.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.HELP))

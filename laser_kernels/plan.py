@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,10 @@ def parse_rank(value: object, what: str = "rank") -> int | float | RankRule:
             return from_spec(value)
         except ValueError as error:
             raise ValueError(f"{what}: {str(error).removeprefix('[laser_kernels] ')}") from None
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if good and ((isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0.0 < value <= 1.0)):
-        return value  # type: ignore[return-value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and 0.0 < float(value) <= 1.0:
+        return float(value)
     raise ValueError(
         f"{what}: rank must be a whole number (64), a fraction in (0, 1] (0.1) or a rule (energy:0.9); got {value!r}"
     )
@@ -146,7 +148,7 @@ def parse_layers(value: object, what: str = "layers") -> frozenset[int] | None:
     """Layers as a set, None for all: 27, "27", "20-29", "3,20-29", "all", or a list of those."""
     if value is None or value == "all":
         return None
-    words: list[Any] = list(value) if isinstance(value, list | tuple) else str(value).split(",")
+    words: list[Any] = list(value) if isinstance(value, list | tuple | range | Set) else str(value).split(",")
     layers: set[int] = set()
     for word in words:
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", str(word))

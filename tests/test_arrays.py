@@ -54,6 +54,11 @@ def test_no_array_is_refused():
         lk.low_rank(object(), 4)
 
 
+def test_a_list_has_arrays_of_one_library():
+    with pytest.raises(TypeError, match=r"one library.* numpy and torch"):
+        lk.low_rank([A.numpy(), A.bfloat16()], 4)
+
+
 def test_cupys_current_stream_is_used(monkeypatch):
     entered = []
     stream = types.SimpleNamespace(ptr=4711)

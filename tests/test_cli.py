@@ -10,6 +10,7 @@ import sys
 import pytest
 import tiny_checkpoints as tiny
 
+import laser_kernels as lk
 from laser_kernels.arguments import parse_bytes
 from laser_kernels.cli import main
 
@@ -121,6 +122,11 @@ def test_help():
     assert done.returncode == 0
     for command in ("plan", "reduce", "verify", "bench", "extract", "resize", "scan", "search"):
         assert re.search(rf"^ +{command} ", done.stdout, re.M), command
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"laser-kernels {lk.__version__}\n"
 
 
 def test_as_a_module(src, tmp_path):

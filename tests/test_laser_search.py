@@ -115,6 +115,7 @@ def test_groups_are_searched_matrix_by_matrix_and_fused_or_tied_tensors_once():
         "fc_up of layer 1",
         "fc_out of layer 1",
     ]
+    assert sites_of(tiny(), "mlp,fc_in", "1") == sites_of(tiny(), ["mlp", "fc_in"], "1")
     fused = sites_of(tiny("gpt2"), ["q_proj", "attn"], "0")
     assert [(site.lname, site.targets[0].name) for site in fused] == [
         ("q_proj", "transformer.h.0.attn.c_attn.weight"),

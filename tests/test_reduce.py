@@ -234,7 +234,7 @@ def test_a_wrong_plan_leaves_no_destination(tmp_path):
     for options in ({"tol": -1.0}, {"seed": -1}, {"device": "tpu"}, {"device": "cuda:0,cuda:1"}, {"on_nonfinite": "x"}):
         with pytest.raises(ValueError):
             reduce(src, tmp_path / "b", **options)
-    with pytest.raises(CheckpointError, match="more than the memory budget"):
+    with pytest.raises(CheckpointError, match="KiB, more than the memory budget of 1000 B"):
         reduce(src, tmp_path / "b", memory_budget=1000)
     assert not (tmp_path / "b").exists()
 

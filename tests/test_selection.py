@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from laser_kernels.architectures import layer_of
@@ -243,7 +244,15 @@ def test_an_alias_the_architecture_lacks_is_an_error():
 
 @pytest.mark.parametrize(
     ("text", "layers"),
-    [("27", {27}), ("2-4", {2, 3, 4}), ("0, 3-4", {0, 3, 4}), (5, {5}), ([1, "3-4"], {1, 3, 4})],
+    [
+        ("27", {27}),
+        ("2-4", {2, 3, 4}),
+        ("0, 3-4", {0, 3, 4}),
+        (5, {5}),
+        ([1, "3-4"], {1, 3, 4}),
+        (range(2, 5), {2, 3, 4}),
+        ({7}, {7}),
+    ],
 )
 def test_layers(text, layers):
     assert parse_layers(text) == layers
@@ -275,6 +284,12 @@ def test_targets(text, words):
 def test_bad_targets(text, hint):
     with pytest.raises(ValueError, match=hint):
         parse_targets(text)
+
+
+@pytest.mark.parametrize(("rank", "number"), [(np.int64(64), 64), (np.float32(0.25), 0.25), (1.0, 1.0), (1, 1)])
+def test_a_rank_may_be_numpys_number(rank, number):
+    found = parse_rank(rank)
+    assert found == number and type(found) is type(number)
 
 
 @pytest.mark.parametrize("rank", [0, -3, 0.0, 1.5, True, "64", None, float("nan")])

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from laser_kernels.checkpoint.quantized import scale_name
 from laser_kernels.checkpoint.shard import DTYPE_BITS, Entry, Header, build_header
+from laser_kernels.console import size
 from laser_kernels.errors import CheckpointError
 from laser_kernels.factors import factor_names, factor_shapes
 from laser_kernels.selection import Target
@@ -164,8 +165,8 @@ def check_budget(targets: Sequence[Target], budget: int) -> None:
         need = elements * (WORK_BYTES + DTYPE_BITS[stored_dtype(target.dtype)] // 8)
         if need > budget:
             raise CheckpointError(
-                f"{target.name}: reducing {target.rows}x{target.cols} needs about {need / 2**20:.0f} MiB, more than "
-                f"the memory budget of {budget / 2**20:.0f} MiB: raise --memory-budget"
+                f"{target.name}: reducing {target.rows}x{target.cols} needs about {size(need)}, more than the memory "
+                f"budget of {size(budget)}: raise --memory-budget"
             )
 
 

@@ -16,6 +16,7 @@ from laser_kernels.checkpoint.journal import JOURNAL_NAME
 from laser_kernels.checkpoint.layout import label_of, stored_dtype
 from laser_kernels.checkpoint.reader import REPORT_NAME, Reader
 from laser_kernels.checkpoint.shard import DTYPE_BITS
+from laser_kernels.console import size
 from laser_kernels.errors import CheckpointError
 from laser_kernels.progress import Progress, automatic, silent
 from laser_kernels.rank import Rule, clamp
@@ -43,8 +44,8 @@ def check_memory(selection: Selection, budget: int) -> None:
         need = target.rows * target.cols * (FIND_BYTES + DTYPE_BITS[stored_dtype(target.dtype)] // 8)
         if need > budget:
             raise CheckpointError(
-                f"{target.name}: finding the rank of {target.rows}x{target.cols} may need {need / 2**20:.0f} MiB, more "
-                f"than the memory budget of {budget / 2**20:.0f} MiB: raise --memory-budget, or give a number"
+                f"{target.name}: finding the rank of {target.rows}x{target.cols} may need {size(need)}, more than "
+                f"the memory budget of {size(budget)}: raise --memory-budget, or give a number"
             )
 
 

@@ -26,7 +26,7 @@ class Site:
         return f"{self.lname} of layer {self.lnum}" if self.lnum >= 0 else self.lname
 
 
-def sites_of(model: nn.Module, matrices: Sequence[str], layers: object = None) -> list[Site]:
+def sites_of(model: nn.Module, matrices: str | Sequence[str], layers: object = None) -> list[Site]:
     """All sites that the names and layers mean, lowest layer first. A group (mlp, attn, all) is searched matrix by matrix.
 
     A tensor that several names hold (a fused Wqkv) is one site, under the first of them.
@@ -37,7 +37,7 @@ def sites_of(model: nn.Module, matrices: Sequence[str], layers: object = None) -
     Raises:
         CheckpointError: a name matches nothing. For a model of no known family it says how to use re:REGEX.
     """
-    words, chosen = parse_targets(list(matrices), "[laser_kernels::search] matrices"), parse_layers(layers)
+    words, chosen = parse_targets(matrices, "[laser_kernels::search] matrices"), parse_layers(layers)
     found: dict[tuple[int, str], list[Target]] = {}
     seen: set[str] = set()
     for word in words:
