@@ -206,6 +206,12 @@ def test_a_cublas_without_memory_gets_fewer_matrices(emu):
         keeps_the_contract(a, x, row, 4)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_empty_batch_is_nothing_to_do(emu, route):
+    out, rows = low_rank(emu, torch.zeros(0, 40, 30), 4, route=route)
+    assert out.shape == (0, 40, 30) and rows == []
+
+
 def test_in_place_and_strided_and_transposed(emu):
     a = llm_like(44, 30).bfloat16()
     expected, _ = low_rank(emu, a[None], 5)
