@@ -194,6 +194,7 @@ def build(check: Check) -> None:
         settings = {"LASER_CUDA": "ON"}
         settings["LASER_CUDA_ARCHS"] = os.environ.get("LASER_CUDA_ARCHS", "90a-real")
         settings["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        settings["CUDAFLAGS"] = "-lineinfo"  # so that a sanitizer names lines
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-v"]
         command += ["--no-build-isolation", "--no-deps", "--no-index", "-e", "."]
         code, text, _ = check.run("build", command, limit, **settings)
