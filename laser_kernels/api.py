@@ -11,7 +11,7 @@ from torch import Tensor
 
 from laser_kernels import ops
 from laser_kernels.arrays import is_plain, on_its_stream
-from laser_kernels.canonical import Canonical, as_tensor, canonicalise, unit_stride
+from laser_kernels.canonical import DTYPES, Canonical, as_tensor, canonicalise, unit_stride
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
 from laser_kernels.errors import NonFiniteError
@@ -213,23 +213,33 @@ def choose(
     """The Route that `truncated_svd` or `low_rank` would take for `batch` matrices of `shape` (or of a tensor's shape).
 
     A pure function of its arguments: prints, compares, and needs no data; so a rule may only look at the shape.
+
+    Args:
+        shape: (m, n) or (b, m, n), or an array, whose dtype and device then count.
+        rank, tol, route, oversample, max_iter: as for truncated_svd.
+        dtype: float32, float64, bfloat16 or float16, torch's, NumPy's or the name.
+
+    Raises:
+        TypeError, ValueError: what truncated_svd refuses.
     """
+    options = Options(tol, oversample, max_iter, route, seed=0)
+    sizes = shape
     if hasattr(shape, "shape"):
-        dtype, device = getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
-        shape = tuple(shape.shape)
-    *batches, m, n = shape
+        sizes, dtype, device = shape.shape, getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
+    whole = isinstance(sizes, (tuple, list)) and all(isinstance(size, int) and size > 0 for size in sizes)
+    if not whole or len(sizes) not in (2, 3):
+        raise ValueError(
+            f"[laser_kernels::choose] shape must be (m, n), (b, m, n) or an array of such a shape; got {sizes!r:.60}: ask "
+            "once for each matrix of a list"
+        )
+    name = np.dtype(dtype).name if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
+    if name not in (str(known)[6:] for known in DTYPES):
+        raise TypeError(f"[laser_kernels::choose] dtype must be float32, float64, bfloat16 or float16; got {dtype}")
+    *batches, m, n = sizes
     where = torch.device(device)
-    problem = Problem(
-        m,
-        n,
-        resolve_rank(rank, m, n),
-        str(dtype).removeprefix("torch."),
-        tol,
-        where.type,
-        batches[0] if batches else batch,
-        ops.capability(where),
-    )
-    return choose_route(problem, route, oversample, max_iter)
+    count = batches[0] if batches else batch
+    problem = Problem(m, n, resolve_rank(rank, m, n), name, options.tol, where.type, count, ops.capability(where))
+    return choose_route(problem, options.route, options.oversample, options.max_iter)
 
 
 def explain(shape: Any, rank: int | float | Rule, **options: Any) -> str:

@@ -115,6 +115,27 @@ def test_choose_and_explain_say_what_runs():
     assert lk.choose((48, 32), 5) == lk.choose(A, 5)
     text = lk.explain((4096, 4096), 0.01)
     assert text.startswith("randomized, float32") and "multiplications" in text
+    doubles = [lk.choose((48, 32), 5, dtype=dtype) for dtype in (torch.float64, np.float64, np.dtype("f8"), "float64")]
+    assert len(set(doubles)) == 1 and doubles[0] != lk.choose((48, 32), 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "error", "words"),
+    [
+        ([A, A], {}, ValueError, "once for each matrix of a list"),
+        ((4, 5, 6, 7), {}, ValueError, r"got \(4, 5, 6, 7\)"),
+        (torch.zeros(4), {}, ValueError, r"got torch.Size\(\[4\]\)"),
+        ((4, 0), {}, ValueError, r"got \(4, 0\)"),
+        ("48x32", {}, ValueError, "got '48x32'"),
+        (A.int(), {}, TypeError, "got torch.int32"),
+        (A, {"tol": -1}, ValueError, "tol must be"),
+        (A, {"max_iter": 0}, ValueError, "max_iter must be"),
+        (A, {"route": "qr"}, ValueError, "route must be"),
+    ],
+)
+def test_choose_refuses_what_the_functions_would(shape, options, error, words):
+    with pytest.raises(error, match=words):
+        lk.explain(shape, 2, **options)
 
 
 BAD = [
