@@ -51,7 +51,11 @@ def _stream_of(a: Any) -> AbstractContextManager[Any]:
         return nullcontext()
     cupy = sys.modules["cupy"]
     device = f"cuda:{first.device.id}"
-    return torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=device))
+    with first.device:
+        handle = cupy.cuda.get_current_stream().ptr
+    # 0 is the default stream; ExternalStream would take it for "any".
+    stream = torch.cuda.ExternalStream(handle, device=device) if handle else torch.cuda.default_stream(device)
+    return torch.cuda.stream(stream)
 
 
 def on_its_stream(function: F) -> F:

@@ -138,8 +138,10 @@ def pieces_of(model: nn.Module, selection: Selection) -> list[Piece]:
 
 def batched(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Matrices of one shape, dtype, device and rank, batched as a checkpoint's are."""
-    sized = (((p.weight.shape, p.weight.dtype, p.weight.device, p.rank), p.weight.nbytes, p) for p in pieces)
-    return (members for _, members in batches(sized, group_bytes(DEFAULT_BUDGET)))
+    for device in sorted({str(p.weight.device) for p in pieces}):
+        here = [p for p in pieces if str(p.weight.device) == device]
+        sized = (((p.weight.shape, p.weight.dtype, p.rank), p.weight.nbytes, p) for p in here)
+        yield from (members for _, members in batches(sized, group_bytes(DEFAULT_BUDGET, device)))
 
 
 def reduce_model_(

@@ -49,9 +49,7 @@ void svd_each(const std::vector<int64_t>& matrices, int device, Block<const T> a
     copy_into(left, u.matrix(b), device);
     copy_into(torch::stable::reshape(values, {1, n}), Block<T>::dense(sigma + b * n, 1, 1, n), device);
     copy_into(right, vt.matrix(b), device);
-    if (status) {
-      status[b] = 0;  // torch throws where it fails
-    }
+    status[b] = 0;  // torch throws where it fails
   }
 }
 

@@ -85,8 +85,10 @@ inline void check_factors(const Tensor& left, const Tensor& right, const Tensor&
   check_dense("reconstruct", "right", right);
   STD_TORCH_CHECK(left.size(0) == weight.size(0) && left.size(1) == weight.size(1) && right.size(0) == weight.size(0) &&
                       right.size(1) == weight.size(2) && left.size(2) == right.size(2) &&
-                      left.scalar_type() == right.scalar_type(),
-                  "[laser_kernels::reconstruct] left must be (b, m, r) and right (b, n, r) for weight ",
+                      left.scalar_type() == right.scalar_type() && left.device() == weight.device() &&
+                      right.device() == weight.device(),
+                  "[laser_kernels::reconstruct] left must be (b, m, r) and right (b, n, r), of one dtype and on the "
+                  "weight's device, for weight ",
                   shape_text(weight), "; got ", shape_text(left), " and ", shape_text(right));
 }
 

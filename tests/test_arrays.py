@@ -14,12 +14,16 @@ from laser_kernels.testing import llm_like
 A = llm_like(30, 20)
 
 
+class Device(contextlib.nullcontext):
+    id = 1
+
+
 class Foreign:
     """An array-API array that is neither torch's nor NumPy's."""
 
     def __init__(self, tensor):
         self.tensor = tensor
-        self.device = types.SimpleNamespace(id=1)
+        self.device = Device()
 
     def __dlpack__(self, **options):
         return self.tensor.__dlpack__()
@@ -62,6 +66,7 @@ def test_a_list_has_arrays_of_one_library():
 def test_cupys_current_stream_is_used(monkeypatch):
     entered = []
     stream = types.SimpleNamespace(ptr=4711)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: ("default", device))
     monkeypatch.setitem(
         sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(get_current_stream=lambda: stream))
     )
@@ -77,5 +82,8 @@ def test_cupys_current_stream_is_used(monkeypatch):
     lk.low_rank(array, 4)
     lk.low_rank([array], 4)
     assert entered == [(4711, "cuda:1")] * 2
+    stream.ptr = 0
+    lk.low_rank(array, 4)
+    assert entered.pop() == ("default", "cuda:1")
     lk.low_rank(A, 4)
     assert len(entered) == 2 and isinstance(arrays._stream_of(A), contextlib.nullcontext)

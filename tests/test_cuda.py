@@ -220,3 +220,5 @@ def test_cupy_in_cupy_out():
         assert isinstance(x, cupy.ndarray)
         cupy.cuda.get_current_stream().synchronize()
     assert torch.equal(torch.from_dlpack(x), lk.low_rank(a, 9))
+    on_the_default_stream = lk.low_rank(cupy.from_dlpack(a) + 0, 9)
+    assert bool((on_the_default_stream == x).all())

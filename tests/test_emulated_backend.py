@@ -197,6 +197,53 @@ def test_groups_and_out_of_memory_change_nothing(emu):
         low_rank(emu, stack, 4, device=1000)
 
 
+def test_errors_of_cuda_say_what_where_and_how_large(emu):
+    def text(status):
+        said = torch.zeros(1024, dtype=torch.uint8)
+        emu.call("emu_check", status, said)
+        return bytes(said.tolist()).split(b"\0")[0].decode()
+
+    told = "[laser_kernels] prepare: cudaErrorEmulated (an error of the emulator) on 3 matrices of 4x5"
+    invalid, memory, no_image = 1, 2, 209
+    assert text(0) == "" and text(invalid) == told and text(memory) == "out of memory: " + told
+    assert text(no_image).startswith(told + ": this build holds code for ")
+    assert text(no_image).endswith("build again with LASER_CUDA_ARCHS set for this GPU")
+
+
+SMALL = 6000  # bytes of shared memory: eigenproblems beyond 27 go to the dense solver
+
+
+@pytest.mark.parametrize("route", ["randomized", "randomized, whole", "spectral", "gram_eigh", "full_svd"])
+@pytest.mark.parametrize("tol", [1e-3, None])
+def test_a_matrix_that_the_solver_gives_up_costs_only_itself(emu, route, tol):
+    """It asks for the next route and is as it was, or, where more looks follow, starts again; its neighbours are reduced."""
+    a = torch.stack([llm_like(70, 50, i) for i in range(3)])
+    options = {"route": route.split(",")[0], "tol": tol, "shared": SMALL, "wide": route == "full_svd"}
+    if options["route"] == "randomized":
+        options["block"] = 50 if "whole" in route else 30
+    emu.call("emu_give_up", 1)
+    out = a.clone()
+    rows = rank_reduce(emu, a, 20, out, **options)
+    assert observed(emu)[0] >= 1
+    again = route == "randomized" and tol is None
+    good = Status.OK if tol else Status.UNCERTIFIED
+    assert [row["status"] for row in rows] == [good if again else Status.PRECISION, good, good]
+    assert again or torch.equal(out[0], a[0])
+    for weight, x in list(zip(a, out, strict=True))[0 if again else 1 :]:
+        assert residual(weight, x) <= residual_bound(weight, 20, 1e-3)
+
+
+def test_factors_that_the_solver_gives_up_cost_only_their_matrix(emu):
+    a = torch.stack([with_spectrum(40, 30, torch.tensor([1.0] * 12 + [1e-3] * 18), seed=i).float() for i in range(3)])
+    factors, rows = truncated_svd(emu, a, 15, route="gram_eigh", wide=True)
+    assert observed(emu)[0] == 1 and all(row["status"] == Status.OK for row in rows)  # ties: not yet diagonal
+    emu.call("emu_give_up", 1)
+    (u, s, vh), rows = truncated_svd(emu, a, 15, route="gram_eigh", wide=True)
+    assert [row["status"] for row in rows] == [Status.PRECISION, Status.OK, Status.OK]
+    for whole, part in zip(factors, (u, s, vh), strict=True):
+        assert torch.equal(whole[1:], part[1:])
+
+
 def test_a_cublas_without_memory_gets_fewer_matrices(emu):
     stack = torch.stack([llm_like(50, 40, i) for i in range(6)])
     emu.call("emu_refuse_products", 2)  # that of six, and of three

@@ -15,10 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import laser_kernels as lk
 from laser_kernels.checkpoint.layout import Matrix, group_bytes
+from laser_kernels.checkpoint.reader import Reader
 from laser_kernels.checkpoint.reduce import reduce_checkpoint
 from laser_kernels.checkpoint.report import Report, front_matter
 from laser_kernels.checkpoint.verification import verify
+from laser_kernels.checkpoint.work import prepare
 from laser_kernels.errors import CheckpointError
+from laser_kernels.plan import Plan
 
 PLAN = {"rules": [{"targets": ["mlp", "q_proj"], "layers": "1-2", "rank": 0.25}]}
 REDUCED = {
@@ -288,6 +291,22 @@ def test_groups_follow_the_budget_only(tmp_path):
     reduce_checkpoint(src, tmp_path / "b", plan, progress=spy, memory_budget=16 * 4000)
     assert group_bytes(16 * 4000) == 4000  # two matrices of 1920 bytes in a call
     assert sum("gate_proj" in name for name in sizes) == 3
+
+
+def test_a_gpu_gets_larger_batches_than_a_cpu(tmp_path):
+    """Layouts only: 48 matrices of 4 MiB. By default 16 share a call on a CPU, all on a GPU; budgets bound both."""
+    path = tmp_path / "a"
+    path.mkdir()
+    tensors = {f"layers.{i}.w": torch.zeros(2048, 1024, dtype=torch.bfloat16) for i in range(48)}
+    save_file(tensors, path / "model.safetensors")
+    plan = Plan.from_dict({"rules": [{"targets": "re:w", "rank": 8}]})
+    with Reader(path) as reader:
+
+        def sizes(device, budget=None):
+            return [len(group.matrices) for group in prepare(reader, plan, budget, device=device).groups]
+
+        assert sizes("cpu") == [16] * 3 and sizes("cuda:1") == [48]
+        assert sizes("cpu", 256 << 20) == [4] * 12 and sizes("cuda", 256 << 20) == [8] * 6
 
 
 def test_a_single_file_of_another_name(tmp_path):

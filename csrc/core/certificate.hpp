@@ -223,7 +223,8 @@ LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) 
   const double denominator = 2 * larger(tail2, 0.1 * p.remainder);
   // Residuals from rounded operands do not show all that rounding costs.
   p.bound = exhausted ? 0.0 : (kSafety * missing + noise + (p.half ? rounding : 0.0)) / denominator;
-  const bool sane = missing >= 0 && captured >= 0;  // not NaN
+  // Not NaN, which is also an eigensolver's word for what it could not solve.
+  const bool sane = missing >= 0 && captured >= 0 && theta[0] >= theta[block - 1];
   if (p.broken) {
     p.missing = -1;
     p.status = step.multiplies_left <= 0 ? Status::kNotConverged : Status::kRunning;
@@ -295,7 +296,10 @@ LASER_HOST_DEVICE void judge_exact(const Team& team, const ExactStep& step, int6
   const double loss = perturbation_loss(team, lambda, step.n, step.rank, step.error * lambda[0]);
   Progress p;
   p.remainder = certificate::larger(norm2 - step.captured[b], 0.0);
-  if (p.remainder + noise <= step.tolerance.floor * step.tolerance.floor * norm2) {
+  if (!(lambda[0] >= lambda[step.n - 1])) {  // NaN: not solved
+    p.bound = HUGE_VAL;
+    p.status = Status::kPrecision;
+  } else if (p.remainder + noise <= step.tolerance.floor * step.tolerance.floor * norm2) {
     p.bound = 0;
     p.status = Status::kOk;
   } else {

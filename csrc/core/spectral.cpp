@@ -401,7 +401,7 @@ struct Completion {
     la.read(ws.loop.doubles, values);
     for (int64_t b : work.selected) {
       for (int64_t i = b * wanted; i < (b + 1) * wanted; ++i) {
-        lost[b] += std::max(0.0, -values[i]);
+        lost[b] += values[i] >= 0 ? 0.0 : -values[i];  // NaN, where it could not be solved, stays
       }
     }
     return lost;

@@ -20,18 +20,16 @@ class DenseSolver {
  public:
   virtual ~DenseSolver() = default;
 
-  // h w = w diag(theta): h (count, l, l) symmetric, w its eigenvectors in columns, theta (count, l) descending. Throws
-  // where a matrix cannot be solved.
+  // h w = w diag(theta): h (count, l, l) symmetric, w its eigenvectors in columns, theta (count, l) descending. A
+  // matrix that cannot be solved has NaN in theta and zeros in w.
   virtual void eigh(Block<const float> h, Block<float> w, double* theta, Selection sel) = 0;
   virtual void eigh(Block<const double> h, Block<double> w, double* theta, Selection sel) = 0;
 
   // a = u diag(sigma) vt: a (count, m, n), m >= n, u (count, m, n), sigma (count, n) descending, vt (count, n, n).
-  // status[b], on the host, becomes 0 for a selected matrix that is solved, else another number; without it, a matrix
-  // that cannot be solved throws.
-  virtual void svd(Block<const float> a, Block<float> u, float* sigma, Block<float> vt, Selection sel,
-                   int* status = nullptr) = 0;
+  // status[b], on the host, becomes 0 for a selected matrix that is solved, else another number.
+  virtual void svd(Block<const float> a, Block<float> u, float* sigma, Block<float> vt, Selection sel, int* status) = 0;
   virtual void svd(Block<const double> a, Block<double> u, double* sigma, Block<double> vt, Selection sel,
-                   int* status = nullptr) = 0;
+                   int* status) = 0;
 };
 
 // What goes into one call of cusolverDnXsyevBatched, which counts in int (JAX has met both limits).

@@ -1,5 +1,6 @@
 // DenseSolver::eigh by cuSOLVER.
 #include "cuda/cusolver_session.hpp"
+#include "cuda/squares.hpp"
 
 namespace laser {
 
@@ -103,15 +104,13 @@ class CusolverSolver::Eigh {
     check(cudaStreamSynchronize(stream_), "eigh", n, l_, l_);
   }
 
-  [[noreturn]] void give_up(int s) {
+  void give_up(int s) {
     int matrix = s;
     if (sel_.index) {
       read(&matrix, sel_.index + s, 1);
     }
-    const bool refusal = status_[s] != CUSOLVER_STATUS_SUCCESS;
-    throw std::runtime_error(std::string("[laser_kernels] eigh: ") + name(false) + ": " +
-                             (refusal ? named(status_[s]) : "info " + std::to_string(info_[s])) + " on matrix " +
-                             std::to_string(matrix) + " of " + std::to_string(h_.count) + " of " + sizes(l_, l_));
+    check(cudaMemsetAsync(theta_ + matrix * l_, 0xFF, l_ * sizeof(double), stream_), "eigh", 1, l_, l_);  // NaN
+    check(zero(w_.matrix(matrix), {nullptr, 1}, stream_), "eigh", 1, l_, l_);
   }
 
   const Cusolver& table_;

@@ -398,7 +398,13 @@ void LinalgCuda<T>::small_eigh(Block<const T> h, Block<T> w, double* theta) {
 template <typename T>
 void LinalgCuda<T>::small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) {
   T* values = room(context_, values_, s.count * s.cols);
-  context_.solver->svd(s, u, values, vt, batch_.selection);
+  std::vector<int> status(s.count, 0);
+  context_.solver->svd(s, u, values, vt, batch_.selection, status.data());
+  for (int64_t b : selected_) {
+    if (status[b] != 0) {
+      unsolved_.push_back(b);
+    }
+  }
   const Block<const T> row = Block<T>::dense(values, s.count, 1, s.cols);
   check(widen_row(row, sigma, batch_.selection, context_.stream), "small_svd", s.count, s.rows, s.cols);
 }

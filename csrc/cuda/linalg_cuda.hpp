@@ -59,6 +59,8 @@ class LinalgCuda final : public Linalg<T> {
   void send(const void* host, void* to, size_t bytes) override;
 
   const Batch& batch() const { return batch_; }
+  // Matrices that small_svd had no answer for.
+  const std::vector<int64_t>& unsolved() const { return unsolved_; }
 
  private:
   // Scratch that grows and is kept.
@@ -87,7 +89,7 @@ class LinalgCuda final : public Linalg<T> {
   DeviceArray<double> deviation_;                 // (count) of the last CholeskyQR pass
   DeviceArray<int> shifted_, defect_, diagonal_;  // (count)
   DeviceArray<double> partials_;
-  std::vector<int64_t> selected_;
+  std::vector<int64_t> selected_, unsolved_;
   DeviceArray<BFloat16> slices_;
   DeviceArray<T> block_, values_, orders_;
 };

@@ -143,6 +143,7 @@ void full_svd(const Call& call, const SvdProblem& p, LinalgCuda<T>& la, const Op
   const Block<T> vt = Block<T>::dense(vectors.get() + p.count * m * n, p.count, n, n);
   const Selection all{nullptr, int(p.count)};
   std::vector<int64_t> every(p.count), zeros, others;
+  std::vector<int> unsolved(p.count, 0);
   for (int64_t b = 0; b < p.count; ++b) {
     every[b] = b;
     (call.known[first + b].norm2 == 0 ? zeros : others).push_back(b);
@@ -157,7 +158,7 @@ void full_svd(const Call& call, const SvdProblem& p, LinalgCuda<T>& la, const Op
   }
   if (!others.empty()) {
     la.select(others);
-    context.solver->svd(operand.weight, u, values.get(), vt, la.batch().selection);
+    context.solver->svd(operand.weight, u, values.get(), vt, la.batch().selection, unsolved.data());
   }
   la.select(every);
   const Block<const T> row = Block<T>::dense(values.get(), p.count, 1, n);
@@ -173,7 +174,11 @@ void full_svd(const Call& call, const SvdProblem& p, LinalgCuda<T>& la, const Op
         "full_svd", p.count, m, n);
   check(cudaStreamSynchronize(context.stream), "full_svd", p.count, m, n);
   for (int64_t b = 0; b < p.count; ++b) {
-    progress[b] = judge_full_svd(&host[b * n], n, r, call.known[first + b].norm2, p.tolerance);
+    if (unsolved[b]) {
+      progress[b].status = Status::kPrecision;
+    } else {
+      progress[b] = judge_full_svd(&host[b * n], n, r, call.known[first + b].norm2, p.tolerance);
+    }
   }
   check(cudaMemcpyAsync(out.progress, progress.data(), progress.size() * sizeof(Progress), cudaMemcpyHostToDevice,
                         context.stream),
@@ -203,6 +208,10 @@ void write_factors(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& resu
   check(scale_columns(from_v, sign.get(), Block<F>::dense(to_vh, count, r, n).transposed(), sel, context.stream),
         "factors", count, n, r);
   check(singular_values(sigma.get(), r, exponent, to_s, sel, context.stream), "factors", count, r, 1);
+  const double status = int(Status::kPrecision);
+  for (int64_t b : la.unsolved()) {
+    la.send(&status, &call.certificates[first + b].status, sizeof(status));
+  }
 }
 
 template <typename T>
@@ -288,10 +297,20 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
   }
 }
 
+// Eigenproblems up to this size are our kernel's, which needs no host and has an answer to everything.
+int64_t own_limit(const CudaContext& context, const Request& request) {
+  return request.wide ? jacobi_limit<double>(context.shared_limit) : jacobi_limit<float>(context.shared_limit);
+}
+
+// Whether nothing is looked at before it is written: that a CUDA graph may hold.
+bool is_blind(const CudaContext& context, const Request& request, const Factors* factors) {
+  const bool loop = request.route == RouteKind::kRandomized && request.block <= own_limit(context, request);
+  return request.tol < 0 && (loop || request.cuts) && !factors;
+}
+
 // Where cuts are given nothing may wait for the device, so every eigenproblem must fit our kernel.
 void check_top_up(const Call& call) {
-  const size_t shared = call.context.shared_limit;
-  const int64_t limit = call.request.wide ? jacobi_limit<double>(shared) : jacobi_limit<float>(shared);
+  const int64_t limit = own_limit(call.context, call.request);
   const int64_t block = top_up_block(problem_of<float>(call, 0, 1, nullptr));
   if (block > limit) {
     throw std::invalid_argument(
@@ -352,7 +371,7 @@ void rank_reduce_cuda(const CudaContext& context, const Weight& w, const Request
   check(prepare(w, safe, prepared.get(), partial.get(), context.stream), "prepare", w.count, w.rows, w.cols);
   std::vector<Prepared> known;
   bool scaled = !request.cuts;
-  if (request.tol >= 0 || (request.route != RouteKind::kRandomized && !request.cuts) || factors) {
+  if (!is_blind(context, request, factors)) {
     known.resize(w.count);
     check(cudaMemcpyAsync(known.data(), prepared.get(), known.size() * sizeof(Prepared), cudaMemcpyDeviceToHost,
                           context.stream),

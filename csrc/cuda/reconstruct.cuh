@@ -135,7 +135,7 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
 }
 
 // One operand as a block of threads fetches it: rows 0 .. rows - 1 from `data` on, slices `part` values apart.
-struct Slices {
+struct SlicedRows {
   const BFloat16* data;
   int64_t part;
   int rows, padded;
@@ -143,7 +143,7 @@ struct Slices {
 
 // Copies the K step k0 of one operand into `buffer`: (kSlices, kTile, kRow).
 template <int kSlices>
-__device__ __forceinline__ void fetch_step(const Slices& from, int k0, BFloat16* buffer) {
+__device__ __forceinline__ void fetch_step(const SlicedRows& from, int k0, BFloat16* buffer) {
   constexpr int kRow = kRowOf<kSlices>, kPacks = kStepOf<kSlices> / 8;
   const int pack = threadIdx.x % kPacks * 8;
   LASER_NO_UNROLL for (int slice = 0; slice < kSlices; ++slice) {
@@ -178,10 +178,10 @@ __global__ void __launch_bounds__(kReconstructThreads, kResident<kSlices>)
 
   float sum[4][4][4] = {};
   {
-    const Slices lefts{left + (b * target.rows + i0) * padded, count * target.rows * padded, int(target.rows - i0),
-                       padded};
-    const Slices rights{right + (b * target.cols + j0) * padded, count * target.cols * padded, int(target.cols - j0),
-                        padded};
+    const SlicedRows lefts{left + (b * target.rows + i0) * padded, count * target.rows * padded, int(target.rows - i0),
+                           padded};
+    const SlicedRows rights{right + (b * target.cols + j0) * padded, count * target.cols * padded,
+                            int(target.cols - j0), padded};
     const auto fetch = [&](int k0, BFloat16* buffer) {
       fetch_step<kSlices>(lefts, k0, buffer);
       fetch_step<kSlices>(rights, k0, buffer + kBuffer / 2);

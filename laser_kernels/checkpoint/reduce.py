@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from laser_kernels.checkpoint import pipeline
 from laser_kernels.checkpoint.journal import JOURNAL_NAME
-from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, GROUP_BYTES, Group
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Group, batching
 from laser_kernels.checkpoint.reader import CARD_NAME, INDEX_NAME, REPORT_NAME, Reader
 from laser_kernels.checkpoint.report import KEPT, Report, Row, model_card, versions
 from laser_kernels.checkpoint.resolve import recorded
@@ -32,7 +32,6 @@ from laser_kernels.selection import Plan
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_IN_BUDGET = 4  # a quarter of the budget for weights in flight, the rest for the reduction's workspace
 ON_NONFINITE = ("error", "keep")
 OUTPUTS = ("dense", "factored")
 
@@ -197,8 +196,9 @@ def reduce_checkpoint(
             _refuse_kept(_rows(writer, work), on_nonfinite)
             computes = [compute_with(tol, seed, name, on_nonfinite) for name in workers(devices)]
             # One group in each worker's hands, one being read, one being written: more would only touch more pages.
-            largest = max([GROUP_BYTES, *(group.nbytes for group in work.groups)])
-            limit = min((memory_budget or DEFAULT_BUDGET) // WEIGHTS_IN_BUDGET, (len(computes) + 2) * largest)
+            how = batching(devices[0])
+            largest = max([how.most, *(group.nbytes for group in work.groups)])
+            limit = min((memory_budget or DEFAULT_BUDGET) // how.parts, (len(computes) + 2) * largest)
             with _threads_of(writer), warnings.catch_warnings():
                 warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
                 pipeline.run(reader, writer, work.layouts, computes, limit, progress or automatic())

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from laser_kernels.checkpoint.factored import as_factored, split_targets
-from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Group, ShardLayout, check_budget, lay_out, output_index
+from laser_kernels.checkpoint.layout import (
+    DEFAULT_BUDGET,
+    Group,
+    ShardLayout,
+    check_budget,
+    group_bytes,
+    lay_out,
+    output_index,
+)
 from laser_kernels.checkpoint.matrices import read_matrix
 from laser_kernels.checkpoint.quantized import fp8_weights, without_quantization
 from laser_kernels.checkpoint.reader import Reader
@@ -87,7 +95,7 @@ def prepare(
     """Select targets and lay the output out, from the headers that `reader` has.
 
     Weights are read where a rank rule must see them: one at a time, on `device`, and not those of `found`
-    (resolve.recorded). `progress` is resolve's.
+    (resolve.recorded). `device` also decides how many matrices share a call. `progress` is resolve's.
     """
     entries = [
         entry for shard in reader.shards for entry in sorted(shard.header.entries, key=lambda e: (e.begin, e.end))
@@ -102,5 +110,6 @@ def prepare(
     fp8 = fp8_weights({entry.name: entry for entry in entries}, reader.config)
     factored, notes = split_targets(selection, reader) if output == "factored" else (frozenset[str](), ())
     shards = [(shard.file, shard.header) for shard in reader.shards]
-    layouts = lay_out(shards, selection.targets, fp8, memory_budget or DEFAULT_BUDGET, factored)
+    most = group_bytes(memory_budget or DEFAULT_BUDGET, device)
+    layouts = lay_out(shards, selection.targets, fp8, most, factored)
     return Work(plan, selection, fp8, factored, layouts, selection.notes + notes, found)

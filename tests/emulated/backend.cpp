@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "core/truncated_svd.hpp"
@@ -20,6 +21,8 @@ using namespace laser;
 
 // One-sided Jacobi in float64; symmetric problems as SVDs of h + shift I would lose their signs, so those go by
 // two-sided rotations.
+int64_t unsolvable = 0;  // how many matrices, the next ones, HostSolver gives up
+
 class HostSolver final : public DenseSolver {
  public:
   int64_t calls = 0;
@@ -34,12 +37,21 @@ class HostSolver final : public DenseSolver {
   }
 
  private:
+  static bool given_up() { return unsolvable > 0 && unsolvable-- > 0; }
+
   template <typename T>
   void solve(Block<const T> h, Block<T> w, double* theta, Selection sel) {
     ++calls;
     const int64_t l = h.cols;
     for (int s = 0; s < sel.count; ++s) {
       const int64_t b = sel[s];
+      if (given_up()) {
+        std::fill_n(theta + b * l, l, NAN);
+        for (int64_t i = 0; i < l * l; ++i) {
+          w.at(b, i / l, i % l) = 0;
+        }
+        continue;
+      }
       std::vector<double> a(l * l), v(l * l, 0.0);
       for (int64_t i = 0; i < l; ++i) {
         v[i * l + i] = 1;
@@ -91,6 +103,10 @@ class HostSolver final : public DenseSolver {
     const int64_t m = a.rows, n = a.cols;
     for (int s = 0; s < sel.count; ++s) {
       const int64_t b = sel[s];
+      status[b] = given_up();
+      if (status[b]) {
+        continue;
+      }
       std::vector<double> x(m * n), v(n * n, 0.0);
       bool zero = true;
       for (int64_t j = 0; j < n; ++j) {
@@ -145,9 +161,6 @@ class HostSolver final : public DenseSolver {
           vt.at(b, j, i) = T(v[from * n + i]);
         }
       }
-      if (status) {
-        status[b] = 0;
-      }
     }
   }
 };
@@ -199,6 +212,24 @@ EMU_EXPORT void emu_observed(int64_t* out) {
   out[1] = observed.allocations;
   out[2] = observed.most_bytes;
   out[3] = observed.host_steps;
+}
+
+// What check() makes of a CUDA status, and whether it counts as lack of memory.
+EMU_EXPORT int emu_check(int64_t status, char* text) {
+  return guarded([&] {
+    try {
+      check(cudaError_t(status), "prepare", 3, 4, 5);
+    } catch (const OutOfMemory& error) {
+      std::strcpy(text, (std::string("out of memory: ") + error.what()).c_str());
+    } catch (const std::runtime_error& error) {
+      std::strcpy(text, error.what());
+    }
+  });
+}
+
+EMU_EXPORT int emu_give_up(int64_t matrices) {
+  unsolvable = matrices;
+  return 0;
 }
 
 EMU_EXPORT int emu_refuse_products(int64_t calls) {
