@@ -9,8 +9,8 @@ Takes this python3 as it is (torch with CUDA, setuptools, cmake, ninja, pybind11
             came along are taken instead; and one call on the device
   test      tests/test_cuda.py, then the contract tests with LASER_TEST_DEVICE=cuda; by several processes where there is
             pytest-xdist, so that a lost CUDA context costs one test
-  sanitize  compute-sanitizer memcheck and racecheck, on our kernels in `-m gpu -k kernel`; a sanitizer that refuses the
-            device is recorded as refused
+  sanitize  compute-sanitizer memcheck and racecheck, on our kernels in `-m gpu -k kernel`, once memcheck has seen an error
+            planted in one of them; a sanitizer that refuses the device is recorded as refused
   bench     bench/speed_cuda.py: the figures that were promised; begun again behind a case that ends the process
   suite     laser-kernels bench --suite gpu: every peer, as far as the time goes
 Under 9 minutes (GPU_CHECK_SECONDS=530); each part has what the later ones do not need. Appends JSON lines to
@@ -49,6 +49,7 @@ CONTRACT = ("truncated_svd", "orthonormalize")  # they make their tensors on the
 WORKERS = 6
 TOOLS = ("memcheck", "racecheck")
 SANITIZER_ERRORS = 86  # exit code asked of compute-sanitizer
+ERRORS = "failed: errors found"
 FOUND = re.compile(r"SUMMARY: .*[1-9]\d* (?:error|hazard)|========= (?:Invalid|Error: |.*hazard)")
 NO_TESTS = 5  # pytest's exit code where it collected none
 CASES_FAILED = 3  # speed_cuda.py's, where it came to its end
@@ -68,6 +69,19 @@ print(json.dumps({
 }), flush=True)
 trace = float(lk.low_rank(torch.eye(64, device="cuda"), 8).trace())
 raise SystemExit(0 if abs(trace - 8) < 1e-3 else f"the trace of a projector onto 8 dimensions is {trace}")
+"""
+# `prepare` reads 64 MiB where there is one.
+PLANTED = """
+import torch
+import laser_kernels
+class Overlong:
+    def __init__(self, data):
+        self.__cuda_array_interface__ = {
+            "data": (data.data_ptr(), False), "shape": (1, 4096, 4096), "typestr": "<f4", "version": 3
+        }
+data = torch.ones(1 << 18, device="cuda")
+torch.ops.laser_kernels.prepare(torch.as_tensor(Overlong(data), device="cuda"))
+torch.cuda.synchronize()
 """
 
 
@@ -157,11 +171,19 @@ class Check:
         values |= {"command": done.command, "seconds": round(done.seconds, 1) if done.status == "ok" else None}
         try:
             from laser_kernels.bench import rows
-        except ImportError as error:  # no torch: still a row
+        except Exception as error:  # no torch, or a library that cannot be loaded: still a row
             return values | {"details": f"{done.details} {error}".strip()}
         made = rows.row(**values)
         made["versions"] |= {"driver": self.driver}
         return made | {"details": done.details}
+
+
+def rows_lack_a_commit() -> bool:
+    try:
+        from laser_kernels.bench import rows
+    except Exception:  # a machine without torch
+        return False
+    return rows.commit() is None
 
 
 def nvidia_smi() -> tuple[str | None, str | None]:
@@ -229,6 +251,7 @@ class NoBuild(Exception):
 def test(check: Check) -> None:
     """Tests marked gpu, then the contract tests on CUDA; no test run is a failure too."""
     pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    pytest += ["-W", "default"]  # what this machine's libraries deprecate is no failure of ours
     several = ["-n", str(WORKERS), "--max-worker-restart", "30"] if importlib.util.find_spec("xdist") else []
     contract = [f"tests/test_{name}.py" for name in CONTRACT if (ROOT / "tests" / f"test_{name}.py").exists()]
     steps = {
@@ -246,30 +269,40 @@ def test(check: Check) -> None:
         check.record(what, status, seconds, shown, last_line(text))
 
 
+def verdict(code: int | None, text: str) -> str:
+    """What a sanitizer's exit code and words mean."""
+    if code == 0:
+        return "ok"
+    if REFUSED.search(text):
+        return "refused"
+    if code in (SANITIZER_ERRORS, None) and FOUND.search(text):
+        return ERRORS
+    return "failed: no tests" if code == NO_TESTS else state(code)
+
+
 def sanitize(check: Check) -> None:
     """compute-sanitizer over the kernel tests; only our kernels are instrumented."""
     tool = shutil.which("compute-sanitizer")
     tool = tool or next(map(str, Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None)
-    for number, name in enumerate(TOOLS):
-        what, limit = f"sanitize {name}", check.limit("sanitize") / (len(TOOLS) - number) - GRACE
-        if tool is None or limit < 5:
-            check.record(what, "skipped: " + ("not installed" if tool is None else "no time left"), 0.0)
+    tests = ["-m", "pytest", CUDA_TESTS, "-m", "gpu", "-k", "kernel", "-v", "-p", "no:cacheprovider", "-W", "default"]
+    steps = {"planted": ("memcheck", ["-c", PLANTED])} | {name: (name, tests) for name in TOOLS}
+    refused = False
+    for number, (step, (name, program)) in enumerate(steps.items()):
+        what, limit = f"sanitize {step}", check.limit("sanitize") / (len(steps) - number) - GRACE
+        if tool is None or limit < 5 or refused:
+            reason = "not installed" if tool is None else "refused before" if refused else "no time left"
+            check.record(what, f"skipped: {reason}", 0.0)
             continue
         command = [tool, "--tool", name, "--error-exitcode", str(SANITIZER_ERRORS), "--kernel-name", "kns=5laser"]
         command += ["--report-api-errors", "no"] if name == "memcheck" else []  # torch asks and copes
-        command += [sys.executable, "-m", "pytest", CUDA_TESTS, "-m", "gpu", "-k", "kernel", "-v"]
-        command += ["-p", "no:cacheprovider"]
+        command += [sys.executable, *program]
         # Each tensor its own allocation, so that memcheck sees accesses past its end.
         code, text, seconds = check.run(what, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         summary = next((line for line in reversed(text.splitlines()) if "SUMMARY" in line), last_line(text))
-        if code == 0:
-            status = "ok"
-        elif REFUSED.search(text):
-            status = "refused"
-        elif code in (SANITIZER_ERRORS, None) and FOUND.search(text):
-            status = "failed: errors found"
-        else:
-            status = "failed: no tests" if code == NO_TESTS else state(code)
+        status = verdict(code, text)
+        refused = status == "refused"
+        if step == "planted" and not refused:
+            status = "ok" if status == ERRORS else "failed: an error in a kernel of ours goes unseen"
         check.record(what, status, seconds, shlex.join(command), summary.strip("= ")[:200])
 
 
@@ -320,6 +353,8 @@ def chosen(text: str | None) -> list[str]:
 
 def main() -> int:
     check = Check(chosen(os.environ.get("GPU_CHECK")))
+    if rows_lack_a_commit():
+        print("These rows will name no commit: set LASER_COMMIT to what `git rev-parse HEAD` says.", flush=True)
     print(f"GPU {check.gpu or 'none'}, driver {check.driver or 'none'}, results in {check.results}", flush=True)
     built = True
     for name in check.parts:

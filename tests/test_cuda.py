@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import laser_kernels as lk
 from laser_kernels import ops
@@ -201,6 +202,40 @@ def test_matrices_that_are_no_neighbours_are_multiplied_by_address(dtype):
         keeps_the_contract(one, y, info)
     iterations = [info.iterations for info in infos]
     assert max(iterations[i] for i in easy) < min(iterations[i] for i in range(9) if i not in easy), iterations
+
+
+def test_a_checkpoint_goes_through_the_gpu_and_back(tmp_path):
+    """Four groups for two workers and their streams; as good as what the CPU writes, and the rest bitwise the same."""
+    source = tmp_path / "source"
+    source.mkdir()
+    tensors = {f"layers.{i}.w": llm_like(700, 500, i).bfloat16().cpu() for i in range(8)}
+    save_file(tensors | {"norm": torch.ones(500, device="cpu")}, source / "model.safetensors")
+    plan = {"rules": [{"targets": "re:w", "rank": 0.1}]}
+    reports = {}
+    for device in ("cpu", "cuda:0"):
+        done = tmp_path / device[:4]
+        reports[device] = lk.reduce_checkpoint(source, done, plan, device=device, memory_budget=8 * 1_500_000)
+        assert lk.verify(source, done).ok
+    for mine, other in zip(reports["cuda:0"].rows, reports["cpu"].rows, strict=True):
+        assert (mine.name, mine.rank, mine.status) == (other.name, other.rank, "ok")
+        assert mine.residual == pytest.approx(other.residual, rel=2e-3)
+    written = load_file(tmp_path / "cuda" / "model.safetensors")
+    for name, weight in tensors.items():
+        assert residual(weight, written[name]) == pytest.approx(
+            next(row.residual for row in reports["cuda:0"].rows if row.name == name), rel=1e-3
+        )
+
+
+def test_a_model_on_the_gpu_is_reduced_in_place():
+    model = torch.nn.Sequential(*(torch.nn.Linear(500, 500, dtype=torch.bfloat16, device="cuda") for _ in range(5)))
+    for i, layer in enumerate(model):
+        layer.weight.data = stack(1, 500, 500)[0] * (i + 1)
+    before = [layer.weight.detach().clone() for layer in model]
+    report = lk.reduce_model_(model, {"rules": [{"targets": "re:weight", "rank": 40}]})
+    for weight, layer, row in zip(before, model, report.rows, strict=True):
+        assert row.status == "ok" and layer.weight.is_cuda
+        assert row.residual == pytest.approx(residual(weight, layer.weight.detach()), rel=1e-3)
+        assert residual(weight, layer.weight.detach()) <= residual_bound(weight, 40, 1e-3) + 2**-9 * norm(weight)
 
 
 def test_a_bad_matrix_is_named_and_nothing_is_written():

@@ -198,16 +198,30 @@ def test_a_case_that_ends_the_process_does_not_end_the_others(check, monkeypatch
         ("Error: Device not supported. Please refer to the documentation.", 1, "refused"),
         ("5 deselected", 5, "failed: no tests"),
         ("1 failed, 3 passed", 1, "failed: exit code 1"),
+        ("ERROR SUMMARY: 1 error", None, "failed: errors found"),
+        ("nothing yet", None, "failed: out of time"),
     ],
 )
-def test_sanitizer_verdicts(check, monkeypatch, tmp_path, says, code, status):
+def test_sanitizer_verdicts(says, code, status):
+    assert gpu_check.verdict(code, f"========= {says}") == status
+
+
+@pytest.mark.parametrize(
+    "says, code, statuses",
+    [
+        ("ERROR SUMMARY: 3 errors", 86, ["ok", "failed: errors found", "failed: errors found"]),
+        ("ERROR SUMMARY: 0 errors", 0, ["failed: an error in a kernel of ours goes unseen", "ok", "ok"]),
+        ("Error: Device not supported.", 1, ["refused", "skipped: refused before", "skipped: refused before"]),
+    ],
+)
+def test_a_sanitizer_must_see_a_planted_error(check, monkeypatch, tmp_path, says, code, statuses):
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"#!/bin/sh\necho '========= {says}'\nexit {code}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     gpu_check.sanitize(check)
-    assert [row["status"] for row in records(check)] == [status] * 2
-    assert [row["op"] for row in records(check)] == ["gpu-check sanitize memcheck", "gpu-check sanitize racecheck"]
+    assert [row["status"] for row in records(check)] == statuses
+    assert [row["op"][19:] for row in records(check)] == ["planted", "memcheck", "racecheck"]
 
 
 def test_no_tests_is_a_failure(check, monkeypatch):
