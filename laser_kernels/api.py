@@ -140,7 +140,7 @@ def low_rank(
     options = Options(tol, oversample, max_iter, route, seed)
     given = canonicalise(A, rank, key, "low_rank")
     targets = _targets(A, out)
-    if len(given.buckets) > 1:
+    if len(given.groups) > 1:
         _check_all_finite(given, "low_rank")  # before the first bucket is written
     results: list[Tensor] = []
     infos: list[list[Info]] = []
@@ -252,8 +252,8 @@ def explain(shape: Any, rank: int | float | Rule, **options: Any) -> str:
 def _in_order(given: Canonical, per_bucket: list[list[Any]]) -> list[Any]:
     """Results of all buckets at the positions of the caller's matrices."""
     out: list[Any] = [None] * given.size
-    for bucket, items in zip(given.buckets, per_bucket, strict=True):
-        for position, item in zip(bucket.positions, items, strict=True):
+    for group, items in zip(given.groups, per_bucket, strict=True):
+        for position, item in zip(group.positions, items, strict=True):
             out[position] = item
     return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,10 @@ from laser_kernels.arrays import back_to, library, to_tensor
 from laser_kernels.rank import Rule, resolve_rank
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Matrices of a list are copied to lie together. No more than this at a time: a device that holds a model may not hold it
+# twice, and larger batches gain nothing (128 bfloat16 matrices of 4096x4096 are as many bytes).
+STACK_BYTES = 4 << 30
 
 
 class Bucket(NamedTuple):
@@ -31,14 +35,41 @@ class Bucket(NamedTuple):
     keys: list[int]
 
 
-class Canonical(NamedTuple):
-    """The caller's input. form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else). back: makes a result
-    the caller's kind of array."""
+class Group(NamedTuple):
+    """What will be a Bucket: its matrices, together already or not."""
 
-    buckets: list[Bucket]
-    size: int
-    form: str
-    back: Callable[[Tensor], Any]
+    matrices: Tensor | list[Tensor]
+    rank: int
+    positions: list[int]
+    keys: list[int]
+
+    def bucket(self) -> Bucket:
+        if isinstance(self.matrices, Tensor):
+            whole = self.matrices
+        else:
+            whole = self.matrices[0].unsqueeze(0) if len(self.matrices) == 1 else torch.stack(self.matrices)
+        return Bucket(unit_stride(whole), self.rank, self.positions, self.keys)
+
+
+class Canonical:
+    """The caller's input.
+
+    Attributes:
+        groups: what is worked on, in order.
+        size: how many matrices there are.
+        form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else).
+        back: makes a result the caller's kind of array.
+    """
+
+    def __init__(self, groups: list[Group], size: int, form: str, back: Callable[[Tensor], Any]):
+        self.groups, self.size, self.form, self.back = groups, size, form, back
+        copied = sum(sum(m.nbytes for m in group.matrices) for group in groups) if form == "list" else 0
+        self._kept = [group.bucket() for group in groups] if copied <= STACK_BYTES else None
+
+    @property
+    def buckets(self) -> Iterable[Bucket]:
+        """The groups as buckets; one after another where all would be too much."""
+        return self._kept if self._kept is not None else (group.bucket() for group in self.groups)
 
 
 def as_tensor(a: Any, where: str, name: str = "A") -> Tensor:
@@ -130,19 +161,14 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
 
     if form != "list" and len(set(ranks)) == 1:
         whole = unit_stride(arrays[0] if form == "stack" else arrays[0].unsqueeze(0))
-        return Canonical([Bucket(whole, ranks[0], list(range(count)), keys)], count, form, back)
-    groups: dict[tuple, list[int]] = {}
+        return Canonical([Group(whole, ranks[0], list(range(count)), keys)], count, form, back)
+    alike: dict[tuple, list[int]] = {}
     for i, t in enumerate(matrices):
-        groups.setdefault((t.shape, t.dtype, ranks[i]), []).append(i)
-    buckets = [
-        Bucket(
-            unit_stride(matrices[where_[0]].unsqueeze(0))
-            if len(where_) == 1
-            else torch.stack([matrices[i] for i in where_]),
-            ranks[where_[0]],
-            where_,
-            [keys[i] for i in where_],
-        )
-        for where_ in groups.values()
-    ]
-    return Canonical(buckets, count, "list", back)
+        alike.setdefault((t.shape, t.dtype, ranks[i]), []).append(i)
+    groups = []
+    for members in alike.values():
+        step = max(1, STACK_BYTES // matrices[members[0]].nbytes)
+        for first in range(0, len(members), step):
+            some = members[first : first + step]
+            groups.append(Group([matrices[i] for i in some], ranks[some[0]], some, [keys[i] for i in some]))
+    return Canonical(groups, count, "list", back)

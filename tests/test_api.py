@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import laser_kernels as lk
+from laser_kernels import canonical
 from laser_kernels.testing import llm_like, residual
 
 A = llm_like(48, 32)
@@ -277,3 +278,28 @@ def test_nonfinite_names_the_matrices_and_touches_nothing(value, dtype):
         lk.low_rank(ragged, 4, out=ragged)
     assert caught.value.indices == [1]
     assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ragged, kept, strict=True))
+
+
+@pytest.mark.parametrize("limit", [1, 3 * A.nbytes])
+def test_a_list_larger_than_the_limit_is_stacked_piece_by_piece(monkeypatch, limit):
+    weights = [llm_like(48, 32, i) for i in range(5)] + [llm_like(20, 48, i) for i in range(2)]
+    keys = list(range(7))
+    expected, infos = lk.low_rank(weights, 5, key=keys, return_info=True)
+    factors = lk.truncated_svd(weights, 5, key=keys)
+    stacks = []
+    real = canonical.unit_stride
+    monkeypatch.setattr(canonical, "unit_stride", lambda t: stacks.append(len(t)) or real(t))
+    monkeypatch.setattr(canonical, "STACK_BYTES", limit)
+    found, found_infos = lk.low_rank(weights, 5, key=keys, return_info=True)
+    assert all(map(torch.equal, found, expected)) and [i.residual for i in found_infos] == [i.residual for i in infos]
+    assert max(stacks) == max(1, limit // A.nbytes)
+    for mine, theirs in zip(lk.truncated_svd(weights, 5, key=keys), factors, strict=True):
+        assert all(map(torch.equal, mine, theirs))
+    out = [torch.empty_like(w) for w in weights]
+    lk.low_rank(weights, 5, key=keys, out=out)
+    assert all(map(torch.equal, out, expected))
+    weights[4][3, 3] = float("nan")
+    before = [x.clone() for x in out]
+    with pytest.raises(lk.NonFiniteError, match="4"):
+        lk.low_rank(weights, 5, key=keys, out=out)
+    assert all(map(torch.equal, out, before))

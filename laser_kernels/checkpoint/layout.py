@@ -38,8 +38,8 @@ class Batching(NamedTuple):
 
 
 # CPU: measured; batches are read, worked on (in float32, with workspace) and written; three quarters of the budget are
-# workspace. GPU: by the cost model a bfloat16 4096x4096 at 10 % takes 14.9, 5.8, 4.3, 3.5, 3.2 ms in batches of 2, 8, 16, 32,
-# 64; workspace is the device's, and the host holds each batch once more, pinned.
+# workspace. GPU: by the cost model a bfloat16 4096x4096 at 10 % takes 14.9, 5.8, 3.5, 3.2 ms in batches of 2, 8, 32, 64;
+# workspace is the device's, and the host holds each batch once more, pinned.
 BATCHING = {"cpu": Batching(64 << 20, 16, 4), "cuda": Batching(1 << 30, 8, 2)}
 
 Kind = TypeVar("Kind", bound=Hashable)
