@@ -93,24 +93,36 @@ _CPU = Rates(
     look_every=1,
     batched=False,
 )
-# A model, not a measurement. bfloat16 products at 7e14 flop/s, float32 ones at 5e13, copies at 4.3e12 B/s.
-_HOPPER = Rates(
-    flops=5e13,
-    bytes=4.3e12,
-    block_flops=5e13,
-    gram=1.0,
-    gram_whole=0,
-    eigh_cubic=4.5e-12,
-    eigh_square=0,
-    eigh_latency=2e-5,
-    svd=4e-11,
-    call=5e-6,
-    wide=2.0,
-    half=14.0,
-    look_every=4,
-    batched=True,
-)
-RATES = {("cpu", ""): _CPU, ("cpu", "bf16"): _CPU._replace(half=2.1), ("cuda", "9.0"): _HOPPER}
+
+
+def _gpu(half: float, flops: float, copied: float, wide: float) -> Rates:
+    """A model, not a measurement: from the rates of bfloat16 and float32 products (flop/s) and of copies (B/s)."""
+    return Rates(
+        flops=flops,
+        bytes=copied,
+        block_flops=flops,
+        gram=1.0,
+        gram_whole=0,
+        eigh_cubic=9 / (0.04 * flops),
+        eigh_square=0,
+        eigh_latency=2e-5,
+        svd=20 / (0.01 * flops),
+        call=5e-6,
+        wide=wide,
+        half=half / flops,
+        look_every=4,
+        batched=True,
+    )
+
+
+RATES = {
+    ("cpu", ""): _CPU,
+    ("cpu", "bf16"): _CPU._replace(half=2.1),
+    ("cuda", "8.0"): _gpu(2.2e14, 1.5e13, 1.8e12, 2.0),  # A100
+    ("cuda", "9.0"): _gpu(7e14, 5e13, 4.3e12, 2.0),  # H200
+    ("cuda", "10.0"): _gpu(1.6e15, 6e13, 7.2e12, 2.0),  # B200
+    ("cuda", "12.0"): _gpu(1.5e14, 8e13, 1.6e12, 64.0),  # RTX 5090
+}
 
 # On a GPU a weight is one to three bfloat16 slices, float32 ones from SLICED on (kSlicedSide of
 # csrc/cuda/linalg_cuda.cpp): bfloat16 products that stand for one with a block in full precision, and for A^T A.

@@ -85,5 +85,14 @@ def test_a_gpu_works_on_batches_and_reads_bfloat16_as_it_is():
     route, many = choose(alone), choose(alone._replace(batch=32))
     assert route.name == "randomized" and route.half and not route.wide
     assert many.seconds < 32 * route.seconds  # what a call costs is shared
-    assert choose(alone._replace(capability="12.0")) == route  # no row of its own
+    assert choose(alone._replace(capability="7.0")) == route  # no row of its own
     assert not choose(alone._replace(tol=None)).half
+
+
+def test_gpus_are_told_apart_by_their_capability():
+    h200 = Problem(4096, 4096, 409, "bfloat16", 1e-3, "cuda", 32, "9.0")
+    seconds = [choose(h200._replace(capability=which)).seconds for which in ("8.0", "12.0", "9.0", "10.0")]
+    assert seconds == sorted(seconds, reverse=True) and len(set(seconds)) == 4
+    # float64 is no way out where it is 64 times slower
+    exact = [choose(h200._replace(tol=0, capability=which)).seconds for which in ("9.0", "12.0")]
+    assert exact[1] > 10 * exact[0]
