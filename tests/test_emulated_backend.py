@@ -181,7 +181,7 @@ def test_matrices_that_are_done_drop_out_of_the_batch(emu):
         keeps_the_contract(a, x, row, rank, 1e-5)
 
 
-def test_groups_and_out_of_memory_change_nothing(emu):
+def test_groups_and_out_of_memory_change_nothing(emu, capfd):
     stack = torch.stack([llm_like(50, 40, i) for i in range(6)])
     whole, _ = low_rank(emu, stack, 4)
     most = observed(emu)[2]
@@ -195,6 +195,101 @@ def test_groups_and_out_of_memory_change_nothing(emu):
             assert residual(x, y) <= 1e-4 * norm(a)
     with pytest.raises(AssertionError):
         low_rank(emu, stack, 4, device=1000)
+    assert "emulated device memory is used up" in capfd.readouterr().err
+
+
+ONE_BY_ONE = [*WAYS, {"tol": None, "max_iter": 4}, {"tol": None, "route": "gram_eigh", "wide": True}]
+
+
+def unlike(dtype, size):
+    """Matrices of which none may be taken for another: other sizes, one of them zero."""
+    return torch.stack(
+        [llm_like(40, 30, 1), torch.zeros(40, 30), llm_like(40, 30, 2) * size, llm_like(40, 30, 3) * 3]
+    ).to(dtype)
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 2.0**40), (torch.bfloat16, 1.0)], ids=str)
+@pytest.mark.parametrize("way", ONE_BY_ONE, ids=lambda w: "-".join(f"{k}={v}" for k, v in w.items()))
+def test_matrices_one_by_one_are_what_they_are_together(emu, way, dtype, size):
+    stack = unlike(dtype, size)
+    together, rows = low_rank(emu, stack, 6, **way)
+    alone, rows_alone = low_rank(emu, stack, 6, memory=1, **way)
+    assert sum(row["status"] == (Status.OK if way.get("tol", 1) else Status.UNCERTIFIED) for row in rows) >= 3
+    assert torch.equal(alone.nan_to_num(7), together.nan_to_num(7)) and rows_alone == rows
+    assert sum(x.isfinite().all() for x in together) >= 3
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_full_svd_judges_each_matrix_by_its_own_norm(emu, wide):
+    """Of the rank asked for: zero beside its own norm, not beside that of a matrix before it."""
+    stack = torch.stack([torch.zeros(40, 30), FAMILIES["exact_rank"](40, 30, 6).float(), llm_like(40, 30) * 2.0**20])
+    together, rows = low_rank(emu, stack, 6, route="full_svd", wide=wide)
+    alone, rows_alone = low_rank(emu, stack, 6, route="full_svd", wide=wide, memory=1)
+    assert torch.equal(alone.nan_to_num(7), together.nan_to_num(7)) and rows_alone == rows
+    assert [row["status"] for row in rows[:2]] == [Status.OK] * 2 and rows[1]["bound"] == 0
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+@pytest.mark.parametrize("tol", [1e-3, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_factors_of_matrices_of_different_sizes(emu, dtype, tol, memory):
+    """Together and in groups of one; without a tolerance, too, factors are written."""
+    stack = unlike(dtype, 2.0**40)
+    (u, s, vh), rows = truncated_svd(
+        emu, stack, 6, tol=tol, wide=dtype == torch.float64, max_iter=64 if tol else 4, memory=memory
+    )
+    assert [row["status"] for row in rows] == [Status.OK if tol else Status.UNCERTIFIED] * 4
+    for a, x in zip(stack, (u.double() * s.double()[:, None]) @ vh.double(), strict=True):
+        assert residual(a, x) <= residual_bound(a, 6, 1e-3)
+
+
+def test_factors_of_the_others_need_no_solver_where_a_matrix_has_failed(emu):
+    a = llm_like(40, 30)
+    stack = torch.stack([a, FAMILIES["exact_rank"](40, 30, 6).float(), a])
+    (u, _, _), rows = truncated_svd(emu, stack, 6)
+    assert [row["status"] for row in rows] == [Status.OK, Status.PRECISION, Status.OK]
+    assert observed(emu)[0] == 0 and u[1].isnan().all() and u[2].isfinite().all()
+
+
+def test_one_matrix_that_needs_the_solver_is_enough(emu):
+    stack = torch.stack([llm_like(40, 30), FAMILIES["one_huge"](40, 30, 6).float()])
+    calls = []
+    for batch in (stack[:1], stack[1:], stack):
+        _, rows = truncated_svd(emu, batch, 6, wide=True)
+        assert all(row["status"] == Status.OK for row in rows)
+        calls.append(observed(emu)[0])
+    assert calls == [0, 1, 1]
+
+
+def test_a_weight_that_changes_while_it_is_replaced_is_called_spoiled(emu):
+    twice = llm_like(40, 30)[None].expand(2, 40, 30)  # the second one is measured against what the first has left
+    rows = rank_reduce(emu, twice, 5, out=twice)
+    assert sorted(row["status"] for row in rows) == [Status.OK, Status.SPOILED]
+
+
+def test_weights_that_cublas_may_not_read_are_copied(emu):
+    a = llm_like(40, 32).bfloat16()
+    storage = torch.zeros(40 * 32 + 8, dtype=torch.bfloat16)
+    first = -storage.data_ptr() % 16 // 2
+    found = []
+    for offset in (first, first + 2):
+        view = storage[offset : offset + 40 * 32].view(1, 40, 32)
+        view.copy_(a)
+        out, rows = low_rank(emu, view, 5)
+        keeps_the_contract(a, out[0], rows[0], 5)
+        found.append(observed(emu)[1])
+    assert found[1] == found[0] + 1
+
+
+def test_products_are_exact_and_the_math_mode_comes_back(emu):
+    modes = torch.zeros(2, dtype=torch.int64)
+    low_rank(emu, llm_like(50, 40)[None], 4)
+    emu.library.emu_math_modes(emu._convert(modes))
+    assert modes.tolist() == [16, 1]  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION; what torch had left
+    with pytest.raises(AssertionError):
+        low_rank(emu, llm_like(50, 40)[None], 4, device=1000)
+    emu.library.emu_math_modes(emu._convert(modes))
+    assert modes[1] == 1
 
 
 def test_errors_of_cuda_say_what_where_and_how_large(emu):

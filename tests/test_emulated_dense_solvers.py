@@ -289,9 +289,24 @@ def test_wide_matrices_are_refused(emu):
 
 
 def test_handles_are_kept_and_never_shared(emu):
-    steps = torch.zeros(6, dtype=torch.int64)
+    steps = torch.zeros(7, dtype=torch.int64)
     emu.call("emu_dense_handles", steps)
-    assert steps.tolist() == [1, 1, 0, 0, 1, 0]
+    assert steps.tolist() == [1, 1, 0, 0, 1, 0, 1]  # the last: work was on the solver's stream
+
+
+@pytest.mark.parametrize("status", [3, 6, 7, 9])  # INVALID_VALUE, EXECUTION_FAILED, INTERNAL_ERROR, NOT_SUPPORTED
+def test_every_refusal_leads_to_the_next_routine(emu, status):
+    fail(emu, XGESVDP, calls=-1, status=status)
+    a = random(1, 30, 20)
+    u, sigma, vt, _, calls = svd(emu, a)
+    assert_svd(a, u, sigma, vt)
+    assert calls == ["Xgesvdp", "Xgesvd"]
+
+
+def test_values_that_are_not_finite_are_a_failure(emu):
+    a = torch.stack([torch.full((30, 20), 3e38), random(30, 20, dtype=torch.float32)])
+    _, _, _, status, calls = svd(emu, a)
+    assert status[0] != 0 and status[1] == 0 and calls == ["Xgesvdp", "Xgesvd", "gesvdj", "Xgesvdp"]
 
 
 def test_a_lost_barrier_is_noticed(emu):

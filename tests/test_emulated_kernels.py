@@ -115,7 +115,8 @@ def test_column_sums_are_float64(emu, rows, cols):
 
 
 def test_diagonal_tells_rounding_from_more_and_orders_sigma(emu):
-    m = torch.diag_embed(torch.tensor([[4.0, -2.0, 2.0000001], [4.0, 2.0, 1.0], [1.0, math.nan, 1.0]]))
+    m = torch.diag_embed(torch.tensor([[4.0, -2.0, 2.0000002], [4.0, 2.0, 1.0], [1.0, math.nan, 1.0]]))
+    assert m[0, 2, 2] > 2
     m[0, 0, 2] = 1e-7
     m[1, 2, 0] = 1e-3
     u = torch.randn(3, 50, 3)
@@ -161,3 +162,13 @@ def test_judging_needs_its_barriers(emu):
     emu.drop_barriers(True)
     host, device = judged(emu)
     assert not torch.allclose(device, host, rtol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_prepare_reads_what_aligned_rows_end_with(emu, dtype):
+    a = torch.randn(2, 20, 64, dtype=torch.float64).to(dtype)[:, :, :61]  # rows begin on 16 bytes and end anywhere
+    a[:, :, 60] = 10  # the last number of every row
+    out = torch.zeros(2, 3, dtype=torch.float64)
+    emu.call("emu_prepare", a, DTYPES[dtype], 2, 20, 61, a.stride(0), a.stride(1), 0, out)
+    exact = a.double().square().sum((1, 2))
+    assert ((out[:, 0] - exact).abs() <= 1e-13 * exact).all() and (out[:, 1] == 10).all()

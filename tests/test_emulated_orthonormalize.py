@@ -217,6 +217,13 @@ def test_refilled_columns_of_few_rows_are_independent(emu, side):
     assert max(defect(one) for one in q) <= orthonormality_bound(torch.float32, side)
 
 
+def test_passes_on_dependent_columns_of_linalg(emu):
+    x = torch.stack([deficient(10, 80, 70, torch.float32), torch.randn(80, 70)])
+    x[0, :, 5] = 0
+    emu.call("emu_orthonormalize_op", x, 2, 80, 70, 8)
+    assert max(defect(one) for one in x) <= orthonormality_bound(torch.float32, 70)
+
+
 def test_a_lost_barrier_is_noticed(emu):
     x = with_spectrum(129, 70, torch.linspace(1, 0.3, 70)).float()
     s = (x.mT @ x)[None]

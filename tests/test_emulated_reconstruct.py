@@ -21,7 +21,7 @@ def reconstruct(emu, left, right, weight, out, exponent=None, selected=None):
         *(left, right, wide, left.shape[2], exponent, weight, out, DTYPES[weight.dtype], *shape),
         *(index, len(selected or range(count)), residual2),
     )
-    unit = 1.0 if exponent is None else torch.ldexp(torch.ones(count), exponent).double()[:, None]
+    unit = 1.0 if exponent is None else 2.0 ** exponent.double()[:, None]
     return residual2.sqrt() * unit
 
 
@@ -93,6 +93,33 @@ def test_nan_in_one_matrix_stays_there(emu):
         one = slice(b, b + 1)
         check(left[one], right[one], weight[one], out[one], norms[one])
     assert not norms[1].isfinite().all()
+
+
+def test_float64_weights_are_measured_in_float64_whatever_the_factors(emu):
+    left, right, _ = problem(2, 40, 35, 6, torch.float64)
+    weight = left.double() @ right.double().mT  # what is left is rounding of float32
+    out = torch.full_like(weight, math.nan)
+    check(left, right, weight, out, reconstruct(emu, left, right, weight, out))
+
+
+@pytest.mark.parametrize("exponent", [600, -600])
+def test_squares_of_float64_differences_stay_in_range(emu, exponent):
+    left, right, weight = problem(2, 40, 35, 6, torch.float64, wide=True)
+    out = torch.full_like(weight, math.nan)
+    norms = reconstruct(emu, left, right, weight * 2.0**exponent, out, torch.full((2,), exponent, dtype=torch.int32))
+    check(left, right, weight, out * 2.0**-exponent, norms * 2.0**-exponent)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_nan_in_one_matrix_stays_there_from_its_first_to_its_last_number(emu, wide):
+    left, right, weight = problem(3, 20, 20, 4, torch.bfloat16, wide)
+    left[1], right[1] = math.nan, math.nan
+    out = torch.full_like(weight, math.nan)
+    norms = reconstruct(emu, left, right, weight, out)
+    for b in (0, 2):
+        one = slice(b, b + 1)
+        check(left[one], right[one], weight[one], out[one], norms[one])
+    assert not norms[1].isfinite().any()
 
 
 def test_a_lost_barrier_is_noticed(emu):

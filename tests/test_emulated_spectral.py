@@ -121,3 +121,13 @@ def test_eigenvalues_are_counted(emu):
     assert out[2].tolist() == [0, 0]
     for b in range(2):
         assert out[b, 1] <= 0.1 and out[b, 0] == 30
+
+
+def test_given_cuts_go_with_their_matrices(emu):
+    rank, locked = 60, 50
+    a = torch.stack([llm_like(150, 120, 1), llm_like(150, 120, 2) * 3])
+    emu.call("emu_refuse_products", 1)  # that of both: one by one
+    out, rows = low_rank_at(emu, a, rank, locked, cuts_of(a, rank, locked))
+    for x, y, row in zip(a, out, rows, strict=True):
+        assert row["residual"] == pytest.approx(residual(x, y), rel=1e-3)
+        assert row["unrounded"] <= (1 + 1e-3) * optimal_residual(x, rank)

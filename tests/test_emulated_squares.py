@@ -121,3 +121,13 @@ def test_what_is_not_positive_definite_fails_alone(emu, case):
     emu.call("emu_inverse_factor", s, w, 0, 3, n, failed, None, 3)
     assert failed.tolist() == [0, 1, 0], failed
     assert torch.equal(w[0], w[2])
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_a_pivot_that_is_not_positive_fails_however_small_the_matrix(emu, n):
+    """Of a 300 x 300 matrix in its first half."""
+    s = torch.eye(n).repeat(3, 1, 1)
+    s[1, 0, 0], s[2, 0, 0] = 0.0, -1.0
+    w, failed = torch.empty_like(s), torch.full((3,), -7.0, dtype=torch.float64)
+    emu.call("emu_inverse_factor", s, w, 0, 3, n, failed, None, 3)
+    assert failed.tolist() == [0, 1, 1] and torch.equal(w[0], s[0]) and not w[1:].any()

@@ -82,13 +82,14 @@ constexpr int kRefilled = 4;  // dead columns became zero
 
 // --- normalize_columns
 
-// The key that refilled columns are drawn with: not the sketch's, whose columns they must not repeat.
+// The key that refilled columns are drawn with, the same for every matrix, whichever others are in the batch: not the
+// sketch's, whose columns they must not repeat.
 constexpr uint64_t kRefillSeed = 0x6F7274686FULL;
 
 // Uniform and never zero: a sketch's small integers would give zero or parallel columns where there are few rows, and
 // the same ones in every pass.
-__device__ __forceinline__ double refill(int64_t b, int64_t i, int64_t j, int64_t rows) {
-  const SketchKey key = sketch_key(kRefillSeed, uint64_t(b));
+__device__ __forceinline__ double refill(int64_t i, int64_t j, int64_t rows) {
+  const SketchKey key = sketch_key(kRefillSeed, 0);
   const Philox4x32 r = philox4x32(
       {{uint32_t(i), uint32_t(uint64_t(i) >> 32), uint32_t(j), uint32_t(uint64_t(j) >> 32)}}, key.key0, key.key1);
   const double uniform = (double(r.word[0]) + 0.5) * 0x1p-31 - 1.0;  // variance 1/3
@@ -103,7 +104,7 @@ struct Normalize {
   __device__ T take(int64_t b, int64_t i, int64_t j) const {
     const double sum = norm2[b * x.cols + j];
     const T before = x.at(b, i, j);
-    return sum > 0 ? T(double(before) * (1 / sqrt(sum))) : sum == 0 ? T(refill(b, i, j, x.rows)) : before;
+    return sum > 0 ? T(double(before) * (1 / sqrt(sum))) : sum == 0 ? T(refill(i, j, x.rows)) : before;
   }
   __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { x.at(b, i, j) = value; }
 };

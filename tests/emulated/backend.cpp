@@ -237,6 +237,8 @@ EMU_EXPORT int emu_refuse_products(int64_t calls) {
   return 0;
 }
 
+EMU_EXPORT void emu_math_modes(int64_t* out) { math_modes(out); }
+
 // route: 0 randomized, 1 spectral, 2 gram_eigh, 3 full_svd. u null: the dense product goes to `out`. limits: bytes a
 // group may take, bytes the device has (0: enough), shared memory of a block.
 EMU_EXPORT int emu_rank_reduce(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols,

@@ -112,22 +112,24 @@ EMU_EXPORT int emu_dense_handles(int64_t* out) {
     stream += 0x1000;
     double h = 2, w, theta;
     int before = handles_created();
-    const auto use = [&](CusolverSolver& s, int step) {
+    out[6] = 1;
+    const auto use = [&](CusolverSolver& s, int step, int64_t at) {
       const Block<double> one = Block<double>::dense(&h, 1, 1, 1);
       s.eigh(Block<const double>(one), Block<double>::dense(&w, 1, 1, 1), &theta, {nullptr, 1});
       out[step] = handles_created() - before;
+      out[6] = out[6] && stream_of_last() == at;  // the work is on the solver's stream
       before = handles_created();
     };
     {
       CusolverSolver first = solver(true, {}, stream), second = solver(true, {}, stream);
-      use(first, 0);
-      use(second, 1);
+      use(first, 0, stream);
+      use(second, 1, stream);
     }
     CusolverSolver third = solver(true, {}, stream), fourth = solver(true, {}, stream);
-    use(third, 2);
-    use(fourth, 3);
+    use(third, 2, stream);
+    use(fourth, 3, stream);
     CusolverSolver fifth = solver(true, {}, stream + 8);
-    use(fifth, 4);
+    use(fifth, 4, stream + 8);
     {
       CusolverSolver idle = solver(true, {}, stream + 16);
     }

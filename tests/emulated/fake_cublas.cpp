@@ -44,10 +44,13 @@ void gemm(int transa, int transb, int64_t m, int64_t n, int64_t k, const void* a
 constexpr int kInvalidValue = 7, kNotSupported = 15;
 
 int64_t refused = 0;  // products that will find no memory
+int math_mode = 1;    // torch may have left TF32 on
+int last_mode = 0;    // of the last product
 
 int any_type(int transa, int transb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* a, int type_a,
              int64_t lda, const void* b, int type_b, int64_t ldb, const void* beta, void* c, int type_c, int64_t ldc,
              int compute) {
+  last_mode = math_mode;
   if (refused > 0) {
     --refused;
     return CUBLAS_STATUS_ALLOC_FAILED;
@@ -106,11 +109,14 @@ int batched(void*, int transa, int transb, int64_t m, int64_t n, int64_t k, cons
   return status;
 }
 
-int math_mode = 1;  // torch may have left TF32 on
-
 }  // namespace
 
 void refuse_products(int64_t calls) { refused = calls; }
+
+void math_modes(int64_t* out) {
+  out[0] = last_mode;
+  out[1] = math_mode;
+}
 
 const Cublas& fake_cublas() {
   static const Cublas table = [] {

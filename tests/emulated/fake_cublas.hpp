@@ -9,4 +9,7 @@ const Cublas& fake_cublas();
 // The next `calls` products find no memory.
 void refuse_products(int64_t calls);
 
+// out[0]: the math mode of the last product, out[1]: that of now.
+void math_modes(int64_t* out);
+
 }  // namespace laser

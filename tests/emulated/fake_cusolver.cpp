@@ -28,6 +28,7 @@ struct Handle {
   cudaStream_t stream;
 };
 int created = 0;
+int64_t last_stream = 0;
 int make(void** out, int kind) {
   *out = new Handle{kind, nullptr};
   created += kind == 1;
@@ -61,6 +62,7 @@ constexpr size_t kHostBytes = 24;
 
 bool syev_arguments(void* handle, void* params, int jobz, int uplo, int64_t n, int type_a, const void* a, int64_t lda,
                     int type_w, const void* w, int compute, int64_t count) {
+  last_stream = reinterpret_cast<int64_t>(static_cast<Handle*>(handle)->stream);
   return is(handle, 1) && is(params, 2) && jobz == CUSOLVER_EIG_MODE_VECTOR && uplo == CUBLAS_FILL_MODE_LOWER &&
          n > 0 && (type_a == CUDA_R_32F || type_a == CUDA_R_64F) && a && lda == n && type_w == type_a && w &&
          compute == type_a && count > 0 && count <= 32 << 10;
@@ -280,6 +282,8 @@ void forget_scripts() {
 }
 
 std::string& cusolver_journal() { return journal; }
+
+int64_t stream_of_last() { return last_stream; }
 
 int handles_created() { return created; }
 

@@ -29,4 +29,7 @@ std::string& cusolver_journal();
 // Handles made until now.
 int handles_created();
 
+// The stream of the handle that the last eigenproblem came with.
+int64_t stream_of_last();
+
 }  // namespace laser
