@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import laser_kernels as lk
-from laser_kernels import canonical
-from laser_kernels.testing import llm_like, residual
+from laser_kernels import canonical, ops
+from laser_kernels.status import Status
+from laser_kernels.testing import llm_like, norm, optimal_residual, residual
 
 A = llm_like(48, 32)
 
@@ -303,3 +304,56 @@ def test_a_list_larger_than_the_limit_is_stacked_piece_by_piece(monkeypatch, lim
     with pytest.raises(lk.NonFiniteError, match="4"):
         lk.low_rank(weights, 5, key=keys, out=out)
     assert all(map(torch.equal, out, before))
+
+
+def test_subnormal_float64_entries():
+    a = torch.randn(64, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2.0**-1060
+    x, info = lk.low_rank(a, 5, return_info=True)
+    up = a * 2.0**1000 * 2.0**60
+    assert norm(up) > 1 and info.status in ("ok", "escalated")
+    got = residual(up, x * 2.0**1000 * 2.0**60)
+    assert got <= (1 + 1e-3) * optimal_residual(up, 5) + 0.5 * 2.0**-14 * math.sqrt(a.numel())
+
+
+@pytest.mark.parametrize("function", [lk.low_rank, lk.truncated_svd], ids=lambda f: f.__name__)
+def test_a_spoiled_weight_is_an_error_that_names_it(function, monkeypatch):
+    class Backend:
+        @staticmethod
+        def rows(weight):
+            rows = torch.zeros(len(weight), len(ops.CERTIFICATE), dtype=torch.float64)
+            rows[1, 0] = Status.SPOILED
+            return rows
+
+        @classmethod
+        def low_rank(cls, weight, out, *_):
+            return cls.rows(weight)
+
+        @classmethod
+        def truncated_svd(cls, weight, *_):
+            return None, None, None, cls.rows(weight)
+
+    monkeypatch.setattr("laser_kernels.ops.backend", lambda _: Backend)
+    with pytest.raises(RuntimeError, match=rf"{function.__name__}\] matrix 1: the residual .* restore the weight"):
+        function(torch.stack([llm_like(48, 32)] * 2), 4)
+
+
+@pytest.mark.parametrize("function", [lk.low_rank, lk.truncated_svd], ids=lambda f: f.__name__)
+def test_bad_matrices_of_a_ragged_list_are_named_by_their_place(function):
+    bad = llm_like(20, 50)
+    bad[3, 4] = float("nan")
+    with pytest.raises(lk.NonFiniteError, match="2"):
+        function([llm_like(48, 32), llm_like(48, 32), bad], 4)
+
+
+def test_an_out_that_begins_where_the_weight_does_gets_the_result():
+    a = llm_like(48, 32)
+    expected, memory = lk.low_rank(a, 4), torch.zeros(48 * 40)
+    source, out = memory[: a.numel()].view(a.shape), memory.as_strided((48, 32), (40, 1))
+    source.copy_(a)
+    assert lk.low_rank(source, 4, out=out) is out and torch.equal(out, expected)
+
+
+def test_an_out_whose_matrices_are_one_is_refused():
+    stack = torch.stack([llm_like(48, 32, i) for i in range(3)])
+    with pytest.raises(RuntimeError, match="single memory location"):
+        lk.low_rank(stack, 4, out=torch.zeros(1, 48, 32).expand(3, 48, 32))

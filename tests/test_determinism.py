@@ -1,9 +1,10 @@
 """Same input, same bits; a different grouping, the same result within tolerance."""
 
+import pytest
 import torch
 
 import laser_kernels as lk
-from laser_kernels.testing import llm_like, norm, optimal_residual, residual
+from laser_kernels.testing import llm_like, norm, optimal_residual, residual, residual_bound
 
 # 60x50 matrices share a call of the driver (csrc works on small ones in groups); 300x200 are worked on one by one.
 SHAPES = [(60, 50), (300, 200)]
@@ -62,3 +63,29 @@ def test_one_thread_agrees_with_many():
         torch.set_num_threads(threads)
     for i, matrix in enumerate(a):
         assert abs(residual(matrix, one[i]) / residual(matrix, many[i]) - 1) <= 1e-3
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (300, 200)], ids=str)
+@pytest.mark.parametrize("route", ["randomized", "spectral", "gram_eigh", "full_svd"])
+def test_each_matrix_of_a_batch_has_its_own_scale(route, shape):
+    powers = [0, 100, -100, 60, -90]
+    a = llm_like(*shape)
+    stack = torch.stack([a * 2.0**power for power in powers])
+    x, infos = lk.low_rank(stack, 30, route=route, return_info=True)
+    for power, one, y, info in zip(powers, stack, x, infos, strict=True):
+        assert residual(one, y) <= residual_bound(one, 30, 1e-3)
+        assert info.residual == pytest.approx(residual(one, y), rel=1e-3)
+        assert info.residual - info.rounding == pytest.approx(infos[0].residual * 2.0**power, rel=1e-3)
+        assert info.relative_residual == pytest.approx(infos[0].relative_residual, rel=1e-3)
+    _, infos = lk.truncated_svd(stack, 30, route=route, return_info=True)
+    for power, info in zip(powers, infos, strict=True):
+        assert info.residual == pytest.approx(infos[0].residual * 2.0**power, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (300, 200)], ids=str)
+def test_each_matrix_of_a_batch_has_its_own_key(shape):
+    stack = torch.stack([llm_like(*shape)] * 14)  # 60x50: groups of ten
+    x = lk.low_rank(stack, 6, route="randomized", key=list(range(14)))
+    assert len(x.flatten(1).unique(dim=0)) == 14
+    y = lk.low_rank(stack[3], 6, route="randomized", key=12)
+    assert torch.allclose(x[12], y, atol=1e-5) and not torch.allclose(x[3], y, atol=1e-5)

@@ -9,6 +9,7 @@ import torch
 
 import laser_kernels as lk
 from laser_kernels import ops
+from laser_kernels.status import Status
 from laser_kernels.testing import eps, llm_like, optimal_residual, residual
 
 L = torch.ops.laser_kernels
@@ -213,3 +214,58 @@ def test_conversions_agree_with_torch_on_every_16_bit_pattern():
         exact = values.reshape(1, -1, 1).contiguous()
         norms = L.prepare(exact)
         assert norms[0, 0].item() == pytest.approx(exact.double().norm().item(), rel=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("in_place, status", [(False, Status.PRECISION), (True, Status.SPOILED)])
+def test_a_residual_that_is_not_what_was_certified_is_told(dtype, in_place, status):
+    """The op does not ask whether out overlaps the weight: here rows are overwritten before they are measured."""
+    m, n = 48, 32
+    memory = torch.zeros(2 * m * (n + 1), dtype=dtype)
+    weight = memory[: m * n].view(1, m, n)
+    weight.copy_(llm_like(m, n))
+    out = memory.as_strided((1, m, n), (m * n, n + 1, 1) if in_place else (m * n, n, 1), 0 if in_place else n)
+    wide = dtype == torch.float64
+    rows = L.low_rank(weight, out, 4, "randomized", 16, False, wide, False, 1e-3, 64, 0, [0])
+    assert rows[0, 0] == status and rows[0, 4] <= 1e-3
+
+
+def test_float64_products_are_rounded_once_to_16_bits():
+    """Numbers a little beside the middle of two 16-bit ones, which a float32 between would take for the middle."""
+    bits = torch.arange(2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.bfloat16, torch.float16):
+        values = bits.view(dtype).double()
+        values = values[values.isfinite()]
+        middle = (values[1:] + values[:-1]) / 2
+        for sign in (1, -1):
+            for beside in (1 + 2.0**-40, 1 - 2.0**-40):
+                x = (sign * middle * beside).reshape(1, -1, 1)
+                out = torch.zeros(1, x.shape[1], 1, dtype=dtype)
+                L.reconstruct(x, torch.ones(1, 1, 1, dtype=torch.float64), out.clone(), out)
+                up = values[1:] if beside > 1 else values[:-1]
+                assert torch.equal(out[0, :, 0].double(), sign * up), (dtype, sign, beside)
+
+
+def test_outs_and_factors_that_do_not_fit_are_refused():
+    a = llm_like(24, 16)[None]
+    route = ("randomized", 9, False, False, False, 1e-3, 64, 0, [0])
+    for out in (torch.empty(1, 24, 15), torch.empty(1, 25, 16), torch.empty(1, 24, 16).double()):
+        with pytest.raises(RuntimeError, match=r"low_rank\] out must match weight"):
+            L.low_rank(a, out, 4, *route)
+    left, right = torch.ones(1, 24, 3), torch.ones(1, 16, 3)
+    for bad_left, bad_right in (
+        (left[:, :, :2], right),
+        (left[:, 1:], right),
+        (left, right[:, 1:]),
+        (left, right.double()),
+    ):
+        with pytest.raises(RuntimeError, match=r"reconstruct\] left must be \(b, m, r\)"):
+            L.reconstruct(bad_left.contiguous(), bad_right.contiguous(), a, torch.empty_like(a))
+    for rank, block, text in ((0, 9, "rank must be in"), (17, 16, "rank must be in"), (4, 17, "block must be in")):
+        with pytest.raises(RuntimeError, match=text):
+            L.low_rank(a, torch.empty_like(a), rank, "randomized", block, *route[2:])
+    with pytest.raises(RuntimeError, match="max_iter must be at least 1"):
+        L.low_rank(a, torch.empty_like(a), 4, *route[:6], 0, 0, [0])
+    for way in (("gram_eigh", 9, False, False, True), ("randomized", 9, False, True, True)):
+        with pytest.raises(RuntimeError, match="half goes with"):
+            L.low_rank(a, torch.empty_like(a), 4, *way, *route[5:])

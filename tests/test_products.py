@@ -113,6 +113,13 @@ def test_a_rule_sees_all_singular_values_of_the_product(rule):
     assert svd_product(b, a, rule).S.shape == (expected,)
 
 
+def test_the_zeros_of_a_product_count_for_a_rule_that_looks_at_all_values():
+    b, a = gaussian(30, 4, 1), gaussian(4, 20, 2)
+    rule = ranks.Knee()
+    assert rule.count(torch.linalg.svdvals(b @ a)[:4], (30, 20)) == 1
+    assert svd_product(b, a, rule).S.shape == (4,)
+
+
 def test_numpy_comes_back_as_numpy():
     b, a = gaussian(6, 3, 1).cpu().numpy(), gaussian(3, 5, 2).cpu().numpy()
     u, s, vh = svd_product(b, a, 2)
@@ -215,3 +222,9 @@ def test_batches_and_ragged_lists_in_bounded_memory(monkeypatch):
 def test_bad_differences_are_refused(one, other, message):
     with pytest.raises(ValueError, match=message):
         svd_delta(one, other, 1)
+
+
+def test_a_product_is_float64_where_either_factor_is():
+    b, a = gaussian(30, 4, 1), gaussian(4, 20, 2)
+    for left, right in ((b, a.float()), (b.float(), a)):
+        assert {t.dtype for t in lk.svd_product(left, right)} == {torch.float64}

@@ -1,5 +1,6 @@
 """reference.py: the oracle agrees with the compiled driver, and takes over where nothing was compiled."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 
 import laser_kernels as lk
 from laser_kernels import reference
-from laser_kernels.testing import FAMILIES, FLOOR, eps, norm, optimal_residual, residual, residual_bound
+from laser_kernels.testing import FAMILIES, FLOOR, eps, norm, optimal_residual, residual, residual_bound, with_spectrum
 
 L = torch.ops.laser_kernels
 ROUTES = [("randomized", False), ("randomized", True), ("gram_eigh", False), ("gram_eigh", True), ("full_svd", True)]
@@ -96,3 +97,46 @@ print("ok")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "ok", done.stderr
+
+
+def flat(m, n, r):
+    """r values a little above the others: what a block that has not turned may hide."""
+    sigma = torch.ones(n).double()
+    sigma[:r] = math.sqrt(1.1)
+    return with_spectrum(m, n, sigma, 3)
+
+
+def steep(m, n, r):
+    """A tail in which float64 rounding of the energy shows."""
+    sigma = torch.full((n,), 1e-7).double()
+    sigma[:r] = 1
+    return with_spectrum(m, n, sigma, 4)
+
+
+def huge(m, n, r):
+    """One large value: rounding of A^T A mixes the small ones."""
+    sigma = torch.linspace(1.5, 1, n).double()
+    sigma[0] = 1e5
+    return with_spectrum(m, n, sigma, 5)
+
+
+SPECTRA = {name: FAMILIES[name] for name in ("spiked", "gaussian", "power_law", "clustered", "condition_1e3")}
+SPECTRA |= {"flat": flat, "steep": steep, "huge": huge}
+
+
+@pytest.mark.parametrize("family", SPECTRA)
+@pytest.mark.parametrize(
+    "way", [("randomized", False), ("randomized", True), ("gram_eigh", True), ("full_svd", False)], ids=str
+)
+def test_the_bound_is_the_oracles(way, family):
+    """One look, in float64: what the driver says of it is what the formulas in plain torch say."""
+    m, n, rank = 70, 60, 8
+    a = SPECTRA[family](m, n, rank).double()[None]
+    for block, max_iter in ((11, 1), (20, 2), (40, 2), (60, 2)):
+        for tol in (1e-1, 1e-9):
+            arguments = (rank, way[0], block, way[1], True, False, tol, max_iter, 0, [5])
+            ours, theirs = (b.low_rank(a, torch.zeros_like(a), *arguments)[0].tolist() for b in (L, reference))
+            assert ours[0] == theirs[0] and ours[5] == theirs[5]
+            rounding = 4 * eps(a.dtype) * ours[1] / (ours[2] * math.sqrt(m * n))  # of the result: kRounding
+            bound = min(theirs[4] + rounding, max(theirs[4], tol))
+            assert ours[4] == pytest.approx(bound, rel=0.1 if family == "steep" else 0.01, abs=0)

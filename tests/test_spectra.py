@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import laser_kernels as lk
+from laser_kernels import exact
 from laser_kernels.ranks import MarchenkoPastur
 from laser_kernels.testing import FAMILIES, gaussian, llm_like, with_spectrum
 
@@ -116,3 +117,11 @@ def test_bad_input():
         lk.spectrum_stats(a)
     with pytest.raises(TypeError, match=r"spectrum_stats\] A must be float32"):
         lk.spectrum_stats(torch.ones(3, 4, dtype=torch.int32))
+
+
+def test_blocks_of_rows_add_up(monkeypatch):
+    a = gaussian(50, 20, 1)
+    monkeypatch.setattr(exact, "BLOCK_ELEMENTS", 160)  # seven blocks
+    for b in (a, a.mT):
+        torch.testing.assert_close(exact.squares(b).squares.sqrt() * exact.unit_of(b), torch.linalg.svdvals(a))
+        assert exact.energy(b, 2.0) == pytest.approx(a.square().sum().item() / 4, rel=1e-14)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import laser_kernels as lk
+from laser_kernels import ops
 from laser_kernels.dispatch import default_block
 from laser_kernels.status import Status
 from laser_kernels.testing import (
@@ -224,3 +225,54 @@ def test_rows_and_columns_of_all_sizes(decades):
         a *= torch.logspace(0, -decades, n + 8)[:, None]
         x, info = lk.low_rank(a, n // 2, return_info=True)
         assert info.status in ("ok", "escalated") and residual(a, x) <= residual_bound(a, n // 2, 1e-3)
+
+
+@pytest.mark.parametrize("function", [lk.low_rank, lk.truncated_svd], ids=lambda f: f.__name__)
+def test_what_failed_is_redone_with_its_own_key_and_stored_in_its_own_place(function, monkeypatch):
+    """A scripted backend, which writes each matrix's key where it certifies."""
+    script = [
+        [Status.OK, Status.NOT_CONVERGED, Status.OK, Status.PRECISION],
+        [Status.PRECISION, Status.OK],
+        [Status.OK],
+    ]
+    calls = []
+
+    def run(weight, target, route, wide, keys):
+        calls.append((route, wide, weight[:, 0, 0].tolist(), keys))
+        rows = torch.zeros(len(weight), len(ops.CERTIFICATE), dtype=torch.float64)
+        for row, x, key, status in zip(rows, target, keys, script[len(calls) - 1], strict=True):
+            row[0] = status
+            x.fill_(key if status == Status.OK else -1)
+        return rows
+
+    class Backend:
+        @staticmethod
+        def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, seed, keys):
+            return run(weight, out, route, wide, keys)
+
+        @staticmethod
+        def truncated_svd(weight, rank, route, block, gram, wide, half, tol, max_iter, seed, keys):
+            u, s, vh = (torch.empty(len(weight), *shape) for shape in ((48, rank), (rank,), (rank, 32)))
+            return u, s, vh, run(weight, s, route, wide, keys)
+
+    monkeypatch.setattr("laser_kernels.ops.backend", lambda _: Backend)
+    stack = torch.arange(4.0)[:, None, None].expand(4, 48, 32).contiguous()
+    with pytest.warns(lk.EscalationWarning, match="matrix 1, 3"):
+        x, infos = function(stack, 4, route="randomized", key=[7, 8, 9, 10], return_info=True)
+    assert [(wide, which, keys) for _, wide, which, keys in calls] == [
+        (False, [0, 1, 2, 3], [7, 8, 9, 10]),
+        (True, [1, 3], [8, 10]),  # the more demanding reason decides
+        (True, [1], [8]),
+    ]
+    found = x.S[:, 0] if function is lk.truncated_svd else x[:, 0, 0]
+    assert found.tolist() == [7, 8, 9, 10]
+    assert [info.status for info in infos] == ["ok", "escalated", "ok", "escalated"]
+    assert [info.route for info in infos] == [calls[i][0] for i in (0, 2, 0, 1)]
+
+
+@pytest.mark.filterwarnings("ignore::laser_kernels.EscalationWarning")
+def test_tol_zero_is_kept_by_every_route():
+    a = gaussian(200, 120, 1).float()
+    for route in ("randomized", "spectral"):
+        _, info = lk.low_rank(a, 30, tol=0, route=route, return_info=True)
+        assert info.excess_bound <= 1e-6, (route, info)
