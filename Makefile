@@ -12,7 +12,7 @@ ASAN = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=lib
 NATIVE = $(wildcard csrc/*/* python/*) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(wildcard csrc/*/*.?pp csrc/*/*.cu csrc/*/*.cuh csrc/emu/include/*.h python/*.?pp tests/emulated/*.?pp tests/*.cpp)
 
-.PHONY: help torch-cuda env demo demo-model laser-demo test test-tools lint format cuda emu-test gpu-check bench \
+.PHONY: help torch-cuda env demo demo-model laser-demo test test-tools lint format cuda emu-test emu-asan gpu-check bench \
   bench-table figures clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -81,11 +81,14 @@ cuda: $(VENV)/torch  ## the CUDA library for four architectures, and the gate on
 	  $(PIP) install --no-build-isolation -e ".[test,cuda-tools]"
 	$(PY) bench/resources.py
 
-emu-test: $(VENV)/built  ## every CUDA kernel under the CPU emulator, then once more under AddressSanitizer
+emu-test: $(VENV)/built  ## every CUDA kernel under the CPU emulator in three orders, then once under AddressSanitizer
 	$(PY) -m pytest tests/test_emulated*.py
+	$(MAKE) emu-asan
+
+emu-asan: $(VENV)/built  ## the second half of emu-test
 	LASER_EMU_SANITIZE=address $(PY) tests/emulator.py
 	LASER_EMU_SANITIZE=address ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 LD_PRELOAD="$(ASAN)" \
-	  $(PY) -m pytest --capture=sys tests/test_emulated*.py  # sys: a report is printed although the process is killed
+	  $(PY) -m pytest --capture=sys -k ascending tests/test_emulated*.py  # sys: a report is printed although it is killed
 
 torch-cuda:  ## build with CUDA against the oldest torch we promise (2.11, CUDA 13: 4.7 GB of wheels) and run the suite
 	$(MAKE) test VENV=.venv-torch-cuda TORCH="torch==2.11.0"
