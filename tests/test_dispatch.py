@@ -36,6 +36,11 @@ def test_escalation_ends_in_a_full_svd(m, n, fraction, status):
             seen.append((route.name, route.wide))
             route = escalate(problem, route, status)
         assert seen[-1] == ("full_svd", True) and len(seen) <= 4
+        wide = [one for _, one in seen]
+        assert wide == sorted(wide)  # never back to float32
+        double = choose(problem._replace(dtype="float64"), name)
+        onward = escalate(problem._replace(dtype="float64"), double, status)
+        assert onward is None or onward.wide
 
 
 def test_small_ranks_are_randomized_and_large_ones_exact():

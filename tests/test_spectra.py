@@ -125,3 +125,9 @@ def test_blocks_of_rows_add_up(monkeypatch):
     for b in (a, a.mT):
         torch.testing.assert_close(exact.squares(b).squares.sqrt() * exact.unit_of(b), torch.linalg.svdvals(a))
         assert exact.energy(b, 2.0) == pytest.approx(a.square().sum().item() / 4, rel=1e-14)
+
+
+def test_small_values_are_not_taken_from_a_gram_matrix():
+    sigma = torch.logspace(0, -12, 20, dtype=torch.float64)
+    found = exact.singular_values(with_spectrum(40, 20, sigma))
+    assert (found - sigma).abs().max() <= 20 * torch.finfo(torch.float64).eps
