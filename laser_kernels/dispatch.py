@@ -239,7 +239,7 @@ SPECTRAL_MOMENTS = 64
 SPECTRAL_QUINTICS = 4
 SPECTRAL_TOP_UP = 128
 SPECTRAL_MULTIPLIES = 8
-SPECTRAL_CALLS = 1700
+SPECTRAL_CALLS = 1500
 SPECTRAL_GROUP = 8  # matrices that go together: 14 of 4096x4096 in an eighth of 141 GB
 # Below this share of n the model's difference to RANDOMIZED is not to be trusted before a GPU has measured it.
 SPECTRAL_LEAST = 0.25

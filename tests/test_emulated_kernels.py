@@ -114,6 +114,18 @@ def test_column_sums_are_float64(emu, rows, cols):
     assert (out[0] == -1).all() and product[0] == -1
 
 
+@pytest.mark.parametrize("rows, cols", [(1, 1), (64, 32), (300, 32), (131, 45)])
+def test_recurrence_and_its_moments(emu, rows, cols):
+    before, now, product = (torch.randn(3, rows, cols) for _ in range(3))
+    following, sums = product.clone(), torch.full((2, 3), -1.0, dtype=torch.float64)
+    emu.call("emu_recurrence", before, now, following, sums, 3, rows, cols, *selection(0, 2))
+    assert torch.equal(following[1], product[1]) and (sums[:, 1] == -1).all()
+    for b in (0, 2):
+        assert torch.equal(following[b], 2 * product[b] - before[b])
+        exact = now[b].double().square().sum(), (now[b].double() * following[b].double()).sum()
+        torch.testing.assert_close(sums[:, b], torch.stack(exact), rtol=0, atol=1e-13 * rows * cols)
+
+
 def test_diagonal_tells_rounding_from_more_and_orders_sigma(emu):
     m = torch.diag_embed(torch.tensor([[4.0, -2.0, 2.0000002], [4.0, 2.0, 1.0], [1.0, math.nan, 1.0]]))
     assert m[0, 2, 2] > 2

@@ -52,6 +52,13 @@ class Linalg {
   virtual void inverse_factor(Block<const T> s, Block<T> w, double* failed) = 0;
   virtual void dot(Block<const T> x, Block<const T> y, double* out) = 0;  // out[b] = <x[b], y[b]>, in float64
   virtual void trace(Block<const T> x, double* out) = 0;
+  // A step of Chebyshev's recurrence, `next` holding the matrix times `now`, and two of its moments:
+  // next <- 2 next - before, sums[b] = <now, now>, sums[count + b] = <now, next>.
+  virtual void recur(Block<const T> before, Block<const T> now, Block<T> next, double* sums) {
+    add(-1, before, 2, next);
+    dot(now, now, sums);
+    dot(now, next, sums + now.count);
+  }
 
   // --- columns
   // q(i, j) = the integer of philox.hpp for (seed, keys[b], i, j); keys on the host, one per matrix of the batch.

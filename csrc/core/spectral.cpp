@@ -646,10 +646,8 @@ struct Projection {
     la.dot(ws.before, ws.before, dots(0));
     la.dot(ws.before, ws.now, dots(1));
     for (int k = 2; k < kMoments; k += 2) {  // now = T_k/2 z
-      la.dot(ws.now, ws.now, dots(k));
       apply(ws.now, ws.coming);
-      la.add(-1, ws.before, 2, ws.coming);
-      la.dot(ws.now, ws.coming, dots(k + 1));
+      la.recur(ws.before, ws.now, ws.coming, dots(k));
       std::swap(ws.before, ws.now);
       std::swap(ws.now, ws.coming);
     }

@@ -76,6 +76,19 @@ cudaError_t dot(Block<const T> x, Block<const T> y, double* out, double* partial
                                         parts(x.rows, kSumRows) * x.cols, out, sel);
 }
 
+int64_t recurrence_partials(int64_t rows, int64_t count) { return 2 * count * parts(rows, kRecurrenceRows); }
+
+template <typename T>
+cudaError_t recurrence(Block<const T> before, Block<const T> now, Block<T> next, double* sums, double* partial,
+                       Selection sel, cudaStream_t stream) {
+  const int64_t chunks = parts(now.rows, kRecurrenceRows);
+  const cudaError_t status = launch(recurrence_kernel<T>, dim3(unsigned(sel.count * chunks)), dim3(256), 0, stream,
+                                    before, now, next, chunks, partial, sel);
+  return status != cudaSuccess ? status
+                               : launch(add_recurrence_kernel, dim3(unsigned(2 * sel.count)), dim3(128), 0, stream,
+                                        partial, chunks, now.count, sums, sel);
+}
+
 template <typename T>
 cudaError_t diagonal(Block<const T> m, Block<T> u, double* sigma, int* diagonal, Selection sel, cudaStream_t stream) {
   return launch(diagonal_kernel<T>, dim3(sel.count), dim3(256), 0, stream, m, u,
@@ -109,6 +122,8 @@ cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream
                                       cudaStream_t);                                                              \
   template cudaError_t column_norms2(Block<const T>, double*, double*, Selection, cudaStream_t);                  \
   template cudaError_t dot(Block<const T>, Block<const T>, double*, double*, Selection, cudaStream_t);            \
+  template cudaError_t recurrence(Block<const T>, Block<const T>, Block<T>, double*, double*, Selection,          \
+                                  cudaStream_t);                                                                  \
   template cudaError_t diagonal(Block<const T>, Block<T>, double*, int*, Selection, cudaStream_t);                \
   template cudaError_t widen_row(Block<const T>, double*, Selection, cudaStream_t);                               \
   template cudaError_t column_signs(Block<const T>, double*, Selection, cudaStream_t);                            \

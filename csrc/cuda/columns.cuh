@@ -167,6 +167,62 @@ __global__ void __launch_bounds__(128) add_chunks_kernel(const double* __restric
   }
 }
 
+constexpr int kRecurrenceRows = 64;
+constexpr int kRecurrenceEach = 4;  // elements on their way per thread (elementwise.cuh)
+
+// One block per matrix and 64 rows. partial (2, sel.count, chunks): sums of now^2 and of now next over the chunk.
+template <typename T>
+__global__ void __launch_bounds__(256) recurrence_kernel(Block<const T> before, Block<const T> now, Block<T> next,
+                                                         int64_t chunks, double* __restrict__ partial, Selection sel) {
+  __shared__ double scratch[32];
+  const int64_t s = blockIdx.x / chunks, chunk = blockIdx.x % chunks, b = sel[int(s)];
+  const int64_t first = chunk * kRecurrenceRows, left = now.rows - first, cols = now.cols;
+  const int size = int((left < kRecurrenceRows ? left : kRecurrenceRows) * cols), step = blockDim.x;
+  double squares = 0, products = 0;
+  LASER_NO_UNROLL for (int e0 = threadIdx.x; e0 < size; e0 += kRecurrenceEach * step) {
+    T x[kRecurrenceEach], y[kRecurrenceEach];
+#pragma unroll
+    for (int k = 0; k < kRecurrenceEach; ++k) {
+      const int e = e0 + k * step;
+      if (e < size) {
+        const int64_t i = first + e / int(cols), j = e % int(cols);
+        x[k] = now.at(b, i, j);
+        y[k] = 2 * next.at(b, i, j) - before.at(b, i, j);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kRecurrenceEach; ++k) {
+      const int e = e0 + k * step;
+      if (e < size) {
+        next.at(b, first + e / int(cols), e % int(cols)) = y[k];
+        squares += double(x[k]) * double(x[k]);
+        products += double(x[k]) * double(y[k]);
+      }
+    }
+  }
+  squares = block_reduce(squares, Sum(), scratch);
+  products = block_reduce(products, Sum(), scratch);
+  if (threadIdx.x == 0) {
+    partial[blockIdx.x] = squares;
+    partial[gridDim.x + blockIdx.x] = products;
+  }
+}
+
+// out[b], out[count + b] = the sums over chunks; one block per matrix and sum.
+__global__ void __launch_bounds__(128) add_recurrence_kernel(const double* __restrict__ partial, int64_t chunks,
+                                                             int64_t count, double* __restrict__ out, Selection sel) {
+  __shared__ double scratch[32];
+  const int64_t which = blockIdx.x / sel.count, s = blockIdx.x % sel.count;
+  double sum = 0;
+  for (int64_t c = threadIdx.x; c < chunks; c += blockDim.x) {
+    sum += partial[blockIdx.x * chunks + c];
+  }
+  sum = block_reduce(sum, Sum(), scratch);
+  if (threadIdx.x == 0) {
+    out[which * count + sel[int(s)]] = sum;
+  }
+}
+
 // out[b] = sum over chunks and columns; one block per matrix.
 __global__ void __launch_bounds__(256)
     add_all_kernel(const double* __restrict__ partial, int64_t per_matrix, double* __restrict__ out, Selection sel) {

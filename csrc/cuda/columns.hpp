@@ -47,6 +47,12 @@ cudaError_t column_norms2(Block<const T> x, double* out, double* partial, Select
 template <typename T>
 cudaError_t dot(Block<const T> x, Block<const T> y, double* out, double* partial, Selection sel, cudaStream_t stream);
 
+// Linalg::recur, in two launches; next may be neither of the others.
+int64_t recurrence_partials(int64_t rows, int64_t count);
+template <typename T>
+cudaError_t recurrence(Block<const T> before, Block<const T> now, Block<T> next, double* sums, double* partial,
+                       Selection sel, cudaStream_t stream);
+
 // Linalg::diagonal, per matrix: diagonal[b], sigma, and the signs of u's columns.
 template <typename T>
 cudaError_t diagonal(Block<const T> m, Block<T> u, double* sigma, int* diagonal, Selection sel, cudaStream_t stream);

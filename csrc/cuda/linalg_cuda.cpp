@@ -323,6 +323,13 @@ void LinalgCuda<T>::dot(Block<const T> x, Block<const T> y, double* out) {
 }
 
 template <typename T>
+void LinalgCuda<T>::recur(Block<const T> before, Block<const T> now, Block<T> next, double* sums) {
+  double* partial = room(context_, partials_, recurrence_partials(now.rows, now.count));
+  check(recurrence(before, now, next, sums, partial, batch_.selection, context_.stream), "recur", now.count, now.rows,
+        now.cols);
+}
+
+template <typename T>
 void LinalgCuda<T>::trace(Block<const T> x, double* out) {
   check(laser::trace(x, out, batch_.selection, context_.stream), "trace", x.count, x.rows, x.cols);
 }

@@ -50,6 +50,7 @@ class LinalgCuda final : public Linalg<T> {
   void orthonormalize(Block<T> x, Block<T> gram, Block<T> factor, int passes) override;
   void chebyshev(Block<const T> x, Block<const T> z, const Progress* progress, int factor, Block<T> out) override;
   void ritz_residuals(Block<const T> x, Block<const T> z, const double* theta, double* out) override;
+  void recur(Block<const T> before, Block<const T> now, Block<T> next, double* sums) override;
   void small_eigh(Block<const T> h, Block<T> w, double* theta) override;
   void small_svd(Block<const T> s, Block<T> u, double* sigma, Block<T> vt) override;
   bool diagonal(Block<const T> m, Block<T> u, double* sigma) override;

@@ -97,6 +97,15 @@ EMU_EXPORT int emu_dot(const float* x, const float* y, double* out, int64_t coun
   });
 }
 
+EMU_EXPORT int emu_recurrence(const float* before, const float* now, float* next, double* sums, int64_t count,
+                              int64_t rows, int64_t cols, const int* index, int64_t selected) {
+  return guarded([&] {
+    std::vector<double> partial(recurrence_partials(rows, count));
+    must(recurrence(dense<const float>(before, count, rows, cols), dense<const float>(now, count, rows, cols),
+                    dense<float>(next, count, rows, cols), sums, partial.data(), of(index, selected), nullptr));
+  });
+}
+
 EMU_EXPORT int emu_diagonal(const float* m, float* u, int64_t count, int64_t l, int64_t rows, double* sigma,
                             int* diagonal) {
   return guarded([&] {
