@@ -4,8 +4,8 @@
 
 For one bfloat16 weight (side, side): Markdown rows of flops, bytes that must cross the device's memory at least once, the
 larger of the two times, and what bounds it. Rates: dispatch.RATES. Kernels that only touch a few numbers of each matrix
-(certify, measured, unpack, norms, addresses, singular_values, square_roots, find_defects, find_failures, zero_failed where
-nothing failed, trace) are bound by their launch and have no row.
+(certify, measured, unpack, norms, addresses, singular_values, square_roots, diagonal, find_defects, find_failures,
+zero_failed where nothing failed, trace) are bound by their launch and have no row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SWEEPS = 8  # of Jacobi, typical
 
 
 class Step(NamedTuple):
-    """One launch, for one matrix. unit: what multiplies, "bf16" or "fp32"; share: of the device that it can use."""
+    """One step, for one matrix. unit: what multiplies, "bf16" or "fp32"; share: of the device that it can use."""
 
     kernel: str
     flops: float
@@ -43,8 +43,9 @@ def steps(n: int, r: int, width: int) -> list[Step]:
     small = min(width, 128)
     return [
         Step("prepare", 2 * square, 2 * square),
+        Step("load (into float64)", 0, 2 * square + 8 * square),
         Step("load_slices (float32 weight, 3)", 0, 4 * square + 6 * square),
-        Step("sketch (integer operations)", 30 * block, 4 * block),
+        Step("sketch (30 integer operations a number)", 60 * block, 4 * block),  # at half the rate of float32 ones
         Step("slice, one of a block", 0, 4 * block + 2 * block),
         Step("slice, three of a block", 0, 4 * block + 6 * block),
         Step("forward or backward, one slice", 2 * n * block, 2 * square + 2 * block + 4 * block, "bf16"),
@@ -54,26 +55,33 @@ def steps(n: int, r: int, width: int) -> list[Step]:
         Step("mirror", 0, 4 * square),
         Step("chebyshev", 3 * block, 8 * block + 4 * block),
         Step("normalize_columns", 3 * block, 8 * block + 4 * block),
-        Step("gram of a block", 2 * width * block, 4 * block + 4 * width * width),
+        Step("gram of a block, six slice products", 12 * width * block, 6 * block + 4 * width * width, "bf16"),
         Step("cholesky_inverse (1 + 6 l / 64 launches)", 2 * (width**3 / 3 + 128 * width**2), 12 * width * width),
-        Step("product with the inverse factor", 2 * width * block, 8 * block + 4 * width * width),
+        Step(
+            "product with the inverse factor, six",
+            12 * width * block,
+            6 * block + 10 * width * width + 4 * block,
+            "bf16",
+        ),
         Step(f"small_eigh, l = {small}", SWEEPS * 18 * small**3, 8 * small**2, "fp32", one),
         Step("gather or scatter for cuSOLVER", 0, 8 * width * width),
         Step("ritz_residuals", 3 * block, 8 * block),
-        Step("judge (one block, double)", 20 * r * (width - r), 24 * width, "fp32", one),
+        Step("judge (one block, double)", 2 * 20 * r * (width - r), 24 * width, "fp32", one),
         Step("copy of a block", 0, 8 * block),
         Step("slice_padded, two of both factors", 0, 2 * (4 * kept + 4 * kept)),
         Step("reconstruct, two slices a factor", 6 * n * kept, 4 * square + 8 * kept, "bf16"),
-        Step("column_signs, scale_columns (factors)", 3 * 2 * kept, 2 * (4 * kept + 8 * kept)),
+        Step("column_signs, scale_columns (factors)", 3 * kept, 20 * kept),
         Step("SPECTRAL: slice, two", 0, 8 * square),
         Step("SPECTRAL: product, one slice", 2 * n * square, 4 * square + 4 * square, "bf16"),
         Step("SPECTRAL: product, two slices", 6 * n * square, 8 * square + 4 * square, "bf16"),
         Step("SPECTRAL: product, three slices", 12 * n * square, 12 * square + 4 * square, "bf16"),
+        Step("SPECTRAL: recurrence, 32 probes", 6 * 32 * n, 16 * 32 * n),
         Step("SPECTRAL: affine", 2 * square, 8 * square),
         Step("SPECTRAL: add", 3 * square, 12 * square),
         Step("SPECTRAL: add_symmetric", 4 * square, 4 * square + 8 * square),
         Step("SPECTRAL: dot", 2 * square, 8 * square),
         Step("SPECTRAL: equilibrate", 2 * square, 8 * square),
+        Step("SPECTRAL: zero (half of a triangle)", 0, square),
     ]
 
 

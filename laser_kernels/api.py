@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laser_kernels import ops
-from laser_kernels.arrays import is_plain, on_its_stream
+from laser_kernels.arrays import is_plain, library, on_its_stream, to_tensor
 from laser_kernels.canonical import DTYPES, Canonical, as_tensor, canonicalise, unit_stride
 from laser_kernels.dispatch import Problem, Route
 from laser_kernels.dispatch import choose as choose_route
@@ -225,17 +226,19 @@ def choose(
     options = Options(tol, oversample, max_iter, route, seed=0)
     sizes = shape
     if hasattr(shape, "shape"):
-        sizes, dtype, device = shape.shape, getattr(shape, "dtype", dtype), str(getattr(shape, "device", device))
-    whole = isinstance(sizes, (tuple, list)) and all(isinstance(size, int) and size > 0 for size in sizes)
+        given = shape if library(shape) in ("torch", "numpy") else to_tensor(shape)  # a view of CuPy's, say
+        given = shape if given is None else given
+        sizes, dtype, device = given.shape, getattr(given, "dtype", dtype), str(getattr(given, "device", device))
+    whole = isinstance(sizes, (tuple, list)) and all(isinstance(size, Integral) and int(size) > 0 for size in sizes)
     if not whole or len(sizes) not in (2, 3):
         raise ValueError(
             f"[laser_kernels::choose] shape must be (m, n), (b, m, n) or an array of such a shape; got {sizes!r:.60}: ask "
             "once for each matrix of a list"
         )
-    name = np.dtype(dtype).name if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
+    name = np.dtype(dtype).name if isinstance(dtype, (type, np.dtype)) else str(dtype).removeprefix("torch.")
     if name not in (str(known)[6:] for known in DTYPES):
         raise TypeError(f"[laser_kernels::choose] dtype must be float32, float64, bfloat16 or float16; got {dtype}")
-    *batches, m, n = sizes
+    *batches, m, n = map(int, sizes)
     where = torch.device(device)
     count = batches[0] if batches else batch
     problem = Problem(m, n, resolve_rank(rank, m, n), name, options.tol, where.type, count, ops.capability(where))

@@ -33,7 +33,8 @@ def to_tensor(a: Any) -> Tensor | None:
 
 def library(a: Any) -> str:
     """Of an array: "torch", "numpy", "cupy", ...; results go back to it."""
-    return "torch" if isinstance(a, Tensor) else type(a).__module__.partition(".")[0]
+    known = "torch" if isinstance(a, Tensor) else "numpy" if isinstance(a, np.ndarray) else None
+    return known or type(a).__module__.partition(".")[0]
 
 
 def back_to(a: Any) -> Callable[[Tensor], Any]:

@@ -14,8 +14,8 @@ from laser_kernels.rank import Rule, resolve_rank
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# Matrices of a list are copied to lie together. No more than this at a time: a device that holds a model may not hold it
-# twice, and larger batches gain nothing (128 bfloat16 matrices of 4096x4096 are as many bytes).
+# Matrices of a list are copied to lie together, no more than this at a time: a device that holds a model and its results
+# has no room for the model again. Larger batches gain nothing (128 bfloat16 matrices of 4096x4096 are as many bytes).
 STACK_BYTES = 4 << 30
 
 

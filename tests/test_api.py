@@ -357,3 +357,14 @@ def test_an_out_whose_matrices_are_one_is_refused():
     stack = torch.stack([llm_like(48, 32, i) for i in range(3)])
     with pytest.raises(RuntimeError, match="single memory location"):
         lk.low_rank(stack, 4, out=torch.zeros(1, 48, 32).expand(3, 48, 32))
+
+
+@pytest.mark.parametrize("scale", [1e-41, 1e-43])
+def test_subnormal_float32_entries_in_place(scale):
+    """Rounding to multiples of 1.4e-45 is rounding of the result, not a contradiction to its certificate."""
+    a = (llm_like(200, 100).double() * scale).float()
+    x = a.clone()
+    _, info = lk.low_rank(x, 8, out=x, return_info=True)
+    assert info.status in ("ok", "escalated") and info.rounding > 0
+    assert info.residual == pytest.approx(residual(a, x), rel=1e-3)
+    assert residual(a, x) <= (1 + 1e-3) * optimal_residual(a, 8) + 0.5 * 2.0**-149 * math.sqrt(a.numel())

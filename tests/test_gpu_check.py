@@ -199,6 +199,7 @@ def test_a_case_that_ends_the_process_does_not_end_the_others(check, monkeypatch
         ("5 deselected", 5, "failed: no tests"),
         ("1 failed, 3 passed", 1, "failed: exit code 1"),
         ("ERROR SUMMARY: 1 error", None, "failed: errors found"),
+        ("ERROR SUMMARY: 12 errors", 1, "failed: errors found"),
         ("nothing yet", None, "failed: out of time"),
     ],
 )

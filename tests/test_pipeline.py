@@ -7,8 +7,8 @@ import threading
 import pytest
 import tiny_checkpoints as tiny
 
-from laser_kernels.checkpoint import pipeline, reduce
-from laser_kernels.checkpoint.layout import Batching
+from laser_kernels.checkpoint import pipeline
+from laser_kernels.checkpoint.layout import BATCHING, Batching
 from laser_kernels.checkpoint.pipeline import Buffers, Stopped
 from laser_kernels.checkpoint.reduce import reduce_checkpoint
 
@@ -118,7 +118,7 @@ def test_a_matrix_larger_than_a_group_does_not_stop_the_overlap(tmp_path, monkey
             limits.append(limit)
 
     src = tiny.llama(tmp_path / "a")
-    monkeypatch.setattr(reduce, "batching", lambda device: Batching(100, 16, 4))
+    monkeypatch.setitem(BATCHING, "cpu", Batching(100, 4, 3))
     monkeypatch.setattr(pipeline, "Buffers", Spied)
     plan = {"rules": [{"targets": ["fc_in"], "layers": "all", "rank": 4}]}
     reduce_checkpoint(src, tmp_path / "b", plan, progress=lambda *_: None)

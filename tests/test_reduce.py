@@ -303,10 +303,13 @@ def test_a_gpu_gets_larger_batches_than_a_cpu(tmp_path):
     with Reader(path) as reader:
 
         def sizes(device, budget=None):
-            return [len(group.matrices) for group in prepare(reader, plan, budget, device=device).groups]
+            workers = 1 if device == "cpu" else 2 * len(device.split(","))
+            work = prepare(reader, plan, budget, device=device.split(",")[0], workers=workers)
+            return [len(group.matrices) for group in work.groups]
 
         assert sizes("cpu") == [16] * 3 and sizes("cuda:1") == [48]
         assert sizes("cpu", 256 << 20) == [4] * 12 and sizes("cuda", 256 << 20) == [8] * 6
+        assert sizes("cuda:0,cuda:1,cuda:2", 256 << 20) == [4] * 12  # each worker its batch
 
 
 def test_a_single_file_of_another_name(tmp_path):

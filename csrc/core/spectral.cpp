@@ -452,6 +452,7 @@ struct Completion {
   // Step 6 on what step 5 left of matrix b.
   void certify(int64_t b, double missing) {
     Progress& found = progress[b];
+    missing = missing >= 0 ? missing : HUGE_VAL;  // no answer
     const double noise = p.tolerance.noise * norm2[b], remainder = found.remainder;
     const double floor2 = p.tolerance.floor * p.tolerance.floor * norm2[b];
     found.missing += missing;

@@ -23,22 +23,20 @@ LASER_SIMD void store_row(const T* tile, int64_t cols, T scale, double unit, con
   int64_t j = 0;
   for (; j + kLanes <= cols; j += kLanes) {
     for (int k = 0; k < kLanes; ++k) {
-      const T x = tile[j + k] * scale;
-      const double a = double(widen(weight[j + k]));
+      const double a = double(widen(weight[j + k])), x = double(tile[j + k]) * double(scale);  // may be subnormal in T
       E y;
-      narrow(x, y);
-      const double before = (a - double(x)) * by, after = (a - double(widen(y))) * by;
+      narrow(T(tile[j + k] * scale), y);
+      const double before = (a - x) * by, after = (a - double(widen(y))) * by;
       unrounded[k] += before * before;
       rounded[k] += after * after;
       out[j + k] = y;
     }
   }
   for (; j < cols; ++j) {  // the same once more: a lambda for both made the pass a tenth slower
-    const T x = tile[j] * scale;
-    const double a = double(widen(weight[j]));
+    const double a = double(widen(weight[j])), x = double(tile[j]) * double(scale);
     E y;
-    narrow(x, y);
-    const double before = (a - double(x)) * by, after = (a - double(widen(y))) * by;
+    narrow(T(tile[j] * scale), y);
+    const double before = (a - x) * by, after = (a - double(widen(y))) * by;
     unrounded[0] += before * before;
     rounded[0] += after * after;
     out[j] = y;

@@ -14,8 +14,8 @@
 
 namespace laser {
 
-// Blocks lie in device memory, are finite, and do not overlap. Only selected matrices are touched. Both may wait for
-// the stream.
+// Blocks lie in device memory and do not overlap. Only selected matrices are touched. Both may wait for the stream.
+// CusolverSolver tells which matrices it could not solve, as said below; torch.linalg in its place throws.
 class DenseSolver {
  public:
   virtual ~DenseSolver() = default;

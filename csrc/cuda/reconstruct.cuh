@@ -113,7 +113,8 @@ __device__ __forceinline__ void finish_tile(const T* tile, int row, const Target
         const Difference weight = Difference(widen(whole ? before.at[c] : a[c]));
         narrow(x, after.at[c]);
         const double by = kScalesEach ? unit : 1.0;
-        const double d = by * double(weight - Difference(x)), e = by * double(weight - Difference(widen(after.at[c])));
+        const double d = by * (double(weight) - double(sums.at[c]) * double(scale));  // x may be subnormal
+        const double e = by * double(weight - Difference(widen(after.at[c])));
         unrounded += d * d;  // in float32 they might not fit
         rounded += e * e;
         if (!whole) {

@@ -28,19 +28,19 @@ class Batching(NamedTuple):
 
     Attributes:
         most: bytes of weights beyond which a larger batch gains little.
-        groups: batches that the memory budget must hold.
-        parts: what part of the budget all weights in flight may take.
+        parts: one part in so many of the memory budget is for weights in flight.
+        waiting: batches in flight beside those that workers hold: being read, being written.
     """
 
     most: int
-    groups: int
     parts: int
+    waiting: int
 
 
-# CPU: measured; batches are read, worked on (in float32, with workspace) and written; three quarters of the budget are
-# workspace. GPU: by the cost model a bfloat16 4096x4096 at 10 % takes 14.9, 5.8, 3.5, 3.2 ms in batches of 2, 8, 32, 64;
-# workspace is the device's, and the host holds each batch once more, pinned.
-BATCHING = {"cpu": Batching(64 << 20, 16, 4), "cuda": Batching(1 << 30, 8, 2)}
+# CPU: measured; three quarters of the budget are workspace (float32 copies and bases). GPU: by the cost model a bfloat16
+# 4096x4096 at 10 % takes 14.9, 5.8, 4.3, 3.5 ms in batches of 2, 8, 16, 32; workspace is the device's, and the host holds a
+# worker's batch once more, pinned.
+BATCHING = {"cpu": Batching(64 << 20, 4, 3), "cuda": Batching(1 << 30, 2, 2)}
 
 Kind = TypeVar("Kind", bound=Hashable)
 Item = TypeVar("Item")
@@ -163,10 +163,10 @@ def batching(device: str) -> Batching:
     return BATCHING["cuda" if device.startswith("cuda") else "cpu"]
 
 
-def group_bytes(budget: int, device: str = "cpu") -> int:
+def group_bytes(budget: int, device: str = "cpu", workers: int = 1) -> int:
     """How many bytes of weights are reduced in one call under a memory budget."""
     how = batching(device)
-    return max(1, min(how.most, budget // how.groups))
+    return max(1, min(how.most, budget // (how.parts * (workers + how.waiting))))
 
 
 def batches(items: Iterable[tuple[Kind, int, Item]], limit: int) -> Iterator[tuple[Kind, list[Item]]]:

@@ -66,12 +66,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     from laser_kernels.checkpoint.reader import Reader
     from laser_kernels.checkpoint.work import prepare
-    from laser_kernels.devices import resolve_devices
+    from laser_kernels.devices import resolve_devices, workers
 
     plan = arguments.plan_of(args)
     with Reader(args.source) as reader:
-        device = resolve_devices(args.device)[0]
-        work = prepare(reader, plan, args.memory_budget, args.output, device=device, progress=None)
+        devices = resolve_devices(args.device)
+        device, count = devices[0], len(workers(devices))
+        work = prepare(reader, plan, args.memory_budget, args.output, device=device, workers=count, progress=None)
         rows = plan_rows(work, args.tol, device)
         tensors, source_bytes = len(reader.tensors), reader.nbytes
     total = sum(row["seconds"] for row in rows)

@@ -51,6 +51,7 @@ def identity(reader: Reader, work: Work, settings: Mapping[str, Any]) -> dict[st
             for key in ("tol", "seed", "device", "memory_budget", "output", "ranks")
             if key in settings
         },
+        "size of batches": work.batch_bytes,
         "versions": versions(),
     }
 
@@ -147,8 +148,9 @@ def reduce_checkpoint(
         tol: accepted excess over the optimal residual, as in `low_rank`.
         seed: with each tensor's name, decides the random sketch.
         device: "cpu", "cuda", "cuda:1", a list like "cuda:0,cuda:1", each of which takes its share, or "auto".
-        memory_budget: bytes for weights and workspace. It also decides which matrices are reduced in one call. Threads keep
-            up to 256 MiB of working memory for the next call beside it (csrc/cpu/memory.hpp).
+        memory_budget: bytes for weights and workspace, on the host: a GPU's memory is bounded by its size. It also decides
+            which matrices are reduced in one call. Threads keep up to 256 MiB of working memory for the next call beside it
+            (csrc/cpu/memory.hpp).
         resume: go on with what an interrupted run left in `dst`; the result is bitwise that of one run.
         on_nonfinite: "error", or "keep" to leave weights with NaN or Inf as they are (dense output only).
         output: "dense" writes A_r in the weight's place: every loader takes it, nothing is smaller. "factored" writes B and
@@ -172,7 +174,17 @@ def reduce_checkpoint(
     with Reader(source) as reader:
         check_destination(source, destination, resume)
         known = recorded(destination, reader, chosen) if resume else {}
-        work = prepare(reader, chosen, memory_budget, output, found=known, device=devices[0], progress=progress)
+        names = workers(devices)
+        work = prepare(
+            reader,
+            chosen,
+            memory_budget,
+            output,
+            found=known,
+            device=devices[0],
+            workers=len(names),
+            progress=progress,
+        )
         settings = {
             **{
                 "tol": tol,
@@ -194,11 +206,11 @@ def reduce_checkpoint(
         writer = Writer(destination, work.layouts, who)
         try:
             _refuse_kept(_rows(writer, work), on_nonfinite)
-            computes = [compute_with(tol, seed, name, on_nonfinite) for name in workers(devices)]
+            computes = [compute_with(tol, seed, name, on_nonfinite) for name in names]
             # One group in each worker's hands, one being read, one being written: more would only touch more pages.
-            how = batching(devices[0])
-            largest = max([how.most, *(group.nbytes for group in work.groups)])
-            limit = min((memory_budget or DEFAULT_BUDGET) // how.parts, (len(computes) + 2) * largest)
+            largest = max([work.batch_bytes, *(group.nbytes for group in work.groups)])
+            parts = batching(devices[0]).parts
+            limit = min((memory_budget or DEFAULT_BUDGET) // parts, (len(computes) + 2) * largest)
             with _threads_of(writer), warnings.catch_warnings():
                 warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow below
                 pipeline.run(reader, writer, work.layouts, computes, limit, progress or automatic())

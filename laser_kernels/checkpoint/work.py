@@ -32,6 +32,7 @@ class Work:
 
     Attributes:
         factored: the targets that become factors.
+        batch_bytes: of weights that share a call.
         found: what rank rules gave for the matrices they had to see.
     """
 
@@ -41,6 +42,7 @@ class Work:
     factored: frozenset[str]
     layouts: tuple[ShardLayout, ...]
     notes: tuple[str, ...]
+    batch_bytes: int
     found: Mapping[str, int]
 
     @property
@@ -90,12 +92,14 @@ def prepare(
     *,
     found: Mapping[str, int] | None = None,
     device: str = "cpu",
+    workers: int = 1,
     progress: Progress | None = silent,
 ) -> Work:
     """Select targets and lay the output out, from the headers that `reader` has.
 
     Weights are read where a rank rule must see them: one at a time, on `device`, and not those of `found`
-    (resolve.recorded). `device` also decides how many matrices share a call. `progress` is resolve's.
+    (resolve.recorded). `device` and `workers` (devices.workers) also decide how many matrices share a call. `progress` is
+    resolve's.
     """
     entries = [
         entry for shard in reader.shards for entry in sorted(shard.header.entries, key=lambda e: (e.begin, e.end))
@@ -110,6 +114,6 @@ def prepare(
     fp8 = fp8_weights({entry.name: entry for entry in entries}, reader.config)
     factored, notes = split_targets(selection, reader) if output == "factored" else (frozenset[str](), ())
     shards = [(shard.file, shard.header) for shard in reader.shards]
-    most = group_bytes(memory_budget or DEFAULT_BUDGET, device)
+    most = group_bytes(memory_budget or DEFAULT_BUDGET, device, workers)
     layouts = lay_out(shards, selection.targets, fp8, most, factored)
-    return Work(plan, selection, fp8, factored, layouts, selection.notes + notes, found)
+    return Work(plan, selection, fp8, factored, layouts, selection.notes + notes, most, found)
