@@ -85,10 +85,11 @@ emu-test: $(VENV)/built  ## every CUDA kernel under the CPU emulator in three or
 	$(PY) -m pytest tests/test_emulated*.py
 	$(MAKE) emu-asan
 
+# --capture=sys: a report is printed although the process is killed. One order of everything, and what has no order.
 emu-asan: $(VENV)/built  ## the second half of emu-test
 	LASER_EMU_SANITIZE=address $(PY) tests/emulator.py
 	LASER_EMU_SANITIZE=address ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 LD_PRELOAD="$(ASAN)" \
-	  $(PY) -m pytest --capture=sys -k 'ascending or not (descending or shuffled)' tests/test_emulated*.py  # sys: a report is printed although it is killed
+	  $(PY) -m pytest --capture=sys -k 'ascending or not (descending or shuffled)' tests/test_emulated*.py
 
 torch-cuda:  ## build with CUDA against the oldest torch we promise (2.11, CUDA 13: 4.7 GB of wheels) and run the suite
 	$(MAKE) test VENV=.venv-torch-cuda TORCH="torch==2.11.0"

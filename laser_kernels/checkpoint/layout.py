@@ -29,7 +29,7 @@ class Batching(NamedTuple):
     Attributes:
         most: bytes of weights beyond which a larger batch gains little.
         parts: one part in so many of the memory budget is for weights in flight.
-        waiting: batches in flight beside those that workers hold: being read, being written.
+        waiting: batches that the budget has room for beside those that workers hold: being read, being written, spare.
     """
 
     most: int

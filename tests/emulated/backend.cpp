@@ -19,10 +19,10 @@ namespace {
 
 using namespace laser;
 
-// One-sided Jacobi in float64; symmetric problems as SVDs of h + shift I would lose their signs, so those go by
-// two-sided rotations.
 int64_t unsolvable = 0;  // how many matrices, the next ones, HostSolver gives up
 
+// One-sided Jacobi in float64; symmetric problems as SVDs of h + shift I would lose their signs, so those go by
+// two-sided rotations.
 class HostSolver final : public DenseSolver {
  public:
   int64_t calls = 0;
