@@ -93,7 +93,7 @@ class Bench:
         reported: list[list[lk.Info]] = []
 
         def ours(i: int) -> Any:
-            low, infos = lk.low_rank(task.matrices, task.fraction, tol=TARGET, return_info=True)
+            low, infos = lk.low_rank(task.matrices, task.asked, tol=TARGET, return_info=True)
             reported[:] = [infos]
             return low
 
@@ -136,7 +136,7 @@ class Bench:
                 op=op,
                 peer=None if own else name + outcome.note,
                 shape=task.shape,
-                rank=task.ranks[0] if len(set(task.ranks)) == 1 else task.fraction,
+                rank=task.rank,
                 batch=methods[name].batch,
                 dtype="bfloat16",
                 excess=outcome.excess,

@@ -12,6 +12,7 @@ Peers include casts and product; `tuned` is the fastest setting found in hindsig
   rank10       32 matrices 4096x4096 at rank 10 %       cusolver  the same, gesvdr, gesvdp, gesvdaStridedBatched
   rank50       8 matrices 4096x4096 at rank 50 %, and one alone, with eigh
   rank1        32 matrices 4096x4096 at rank 1 %        svd       the same and at 50 %, torch.linalg.svd
+  ranks        32 matrices 4096x4096, each at its own rank, 1 % to 20 %, against a call for each
 Times are CUDA events, medians with p10-p90 of interleaved repetitions; compared per matrix, since peers that loop run on
 some matrices of the batch (their row's batch says how many). No time stands without its excess: the worst of the
 checked results against float64 optima. bound_share: max(bytes / copy rate, flops / bf16 product rate), both measured in
@@ -38,6 +39,7 @@ from cuda_compare import AGREEMENT, LASER, OURS, TARGET, Bench, Peers, loop, say
 from cuda_timing import Method, alive, clocks, measure, reason
 from weights import Task, Weights, llama2_7b, llm_like, smollm2_matrices
 
+import laser_kernels as lk
 from laser_kernels.bench.cusolver import NotReachable
 from laser_kernels.bench.peers import gram_eigh, laser
 from laser_kernels.ops import COMPILED
@@ -60,6 +62,14 @@ def rank1(bench: Bench) -> None:
     peers[LASER + ", loop"] = loop(task, laser, 8, comparable=False)
     peers.add_tuned(bench, task, 1, 10)
     bench.compare("low_rank", task, peers, 30, peers.unreachable)
+
+
+def ranks(bench: Bench) -> None:
+    """Which of them share a call is dispatch.share_ranks's choice, by the model."""
+    count = len(bench.square)
+    task = Task(bench.square, [0.01 + 0.19 * i / (count - 1) for i in range(count)])
+    alone = loop(task, partial(lk.low_rank, tol=TARGET), count, comparable=False)
+    bench.compare("low_rank of several ranks", task, {OURS + ", a call for each": alone}, 20, {})
 
 
 def svd(bench: Bench) -> None:
@@ -201,6 +211,7 @@ CASES: dict[str, tuple[Callable[[Bench], None], str]] = {
     "rank10": (rank10, ">= 50x LASER's svd_lowrank, <= 3 ms per matrix"),
     "rank50": (rank50, "<= 15 ms by route spectral, >= 20x gram + eigh"),
     "rank1": (rank1, ">= 10x tuned svd_lowrank"),
+    "ranks": (ranks, "no figure set: by the model a third of a call for each"),
     "llama2-7b": (llama, "<= 1.5 s for all (6.7 ms per matrix), aim 0.5 s"),
     "experts": (experts, ">= 100x a Python loop of svd_lowrank"),
     "cusolver": (cusolver, ">= 10x each at equal or better excess"),
@@ -246,7 +257,7 @@ def main() -> int:
             bench.failed = True
             print(f"    {status}\n{traceback.format_exc()}" if status.startswith("error") else f"    {status}")
         faulthandler.cancel_dump_traceback_later()
-        if name == "rank1":
+        if name == "ranks":
             bench.release()  # `cusolver` and `svd`, near the end, make them again
         print(
             f"    ({time.perf_counter() - start:.1f} s; {clocks() if bench.timer.cuda else 'on the CPU'})", flush=True

@@ -68,11 +68,12 @@ class Weights:
 
 
 class Task:
-    """Weights to be reduced to `fraction` of their short sides."""
+    """Weights to be reduced to a fraction of their short sides, or each to one of its own (`asked`)."""
 
-    def __init__(self, weights: Weights, fraction: float):
-        self.weights, self.fraction, self.matrices = weights, fraction, weights.matrices
-        self.ranks = [resolve_rank(fraction, *matrix.shape) for matrix in weights.matrices]
+    def __init__(self, weights: Weights, asked: float | list[float]):
+        self.weights, self.asked, self.matrices = weights, asked, weights.matrices
+        each = asked if isinstance(asked, list) else [asked] * len(weights)
+        self.ranks = [resolve_rank(one, *matrix.shape) for one, matrix in zip(each, weights.matrices, strict=True)]
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -82,6 +83,13 @@ class Task:
         """(m, n), or the list of the different ones."""
         shapes = [list(shape) for shape in dict.fromkeys(tuple(matrix.shape) for matrix in self.matrices)]
         return shapes[0] if len(shapes) == 1 else shapes
+
+    @property
+    def rank(self) -> int | float | list[int]:
+        """As a row has it: the one rank, the one fraction, or the least and the largest rank."""
+        if len(set(self.ranks)) == 1:
+            return self.ranks[0]
+        return [min(self.ranks), max(self.ranks)] if isinstance(self.asked, list) else self.asked
 
     def tail(self, i: int) -> float:
         """The optimal residual of checked matrix i."""

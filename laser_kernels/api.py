@@ -78,19 +78,19 @@ def truncated_svd(
         Halko, Martinsson, Tropp (2011), algorithm 4.4. Zhou, Saad, Tiago, Chelikowsky (2006), Chebyshev filter.
     """
     options = Options(tol, oversample, max_iter, route, seed)
-    given = canonicalise(A, rank, key, "truncated_svd")
+    given = canonicalise(A, rank, key, "truncated_svd", options.share)
     results: list[SVD] = []
     infos: list[list[Info]] = []
     for bucket in given.buckets:
         held: list[Tensor] = []
 
-        def attempt(backend, weight, todo, path, keys, bucket=bucket, held=held):
-            *factors, rows = backend.truncated_svd(weight, bucket.rank, *options.arguments(path), keys)
+        def attempt(backend, weight, todo, path, ranks, keys, held=held):
+            u, s, vh, rows = backend.truncated_svd(weight, ranks, *options.arguments(path), keys)
             if not held:
-                held.extend(factors)
-            else:  # an escalation: only these matrices
-                for whole, part in zip(held, factors, strict=True):
-                    whole[todo] = part
+                held.extend((u, s, vh))
+            else:  # an escalation: only these matrices, and none of them may have the largest rank
+                r = s.shape[-1]
+                held[0][todo, :, :r], held[1][todo, :r], held[2][todo, :r] = u, s, vh
             return rows
 
         infos.append(run(bucket, options, attempt, "truncated_svd"))
@@ -98,10 +98,13 @@ def truncated_svd(
     result: Any
     if given.form == "matrix":
         result = SVD(*(given.back(t[0]) for t in results[0]))
-    elif given.form == "stack":
+    elif given.form == "stack" and len(set(given.groups[0].ranks)) == 1:
         result = SVD(*map(given.back, results[0]))
     else:
-        split = [[SVD(*map(given.back, one)) for one in zip(*r, strict=True)] for r in results]
+        split = [
+            [SVD(*map(given.back, _leading(*one))) for one in zip(group.ranks, *r, strict=True)]
+            for group, r in zip(given.groups, results, strict=True)
+        ]
         result = _in_order(given, split)
     return (result, _infos(given, infos)) if return_info else result
 
@@ -139,7 +142,7 @@ def low_rank(
         Sharma, Ash, Misra: The Truth is in There (LASER), arXiv 2312.13558.
     """
     options = Options(tol, oversample, max_iter, route, seed)
-    given = canonicalise(A, rank, key, "low_rank")
+    given = canonicalise(A, rank, key, "low_rank", options.share)
     targets = _targets(A, out)
     if len(given.groups) > 1:
         _check_all_finite(given, "low_rank")  # before the first bucket is written
@@ -149,10 +152,10 @@ def low_rank(
         direct = targets[0] if targets and given.form != "list" and _writable_in_place(targets[0], A) else None
         result = direct.view(bucket.tensor.shape) if direct is not None else torch.empty_like(bucket.tensor)
 
-        def attempt(backend, weight, todo, path, keys, bucket=bucket, result=result):
+        def attempt(backend, weight, todo, path, ranks, keys, bucket=bucket, result=result):
             whole = len(todo) == len(bucket.tensor)
             target = result if whole else torch.empty_like(weight)
-            rows = backend.low_rank(weight, target, bucket.rank, *options.arguments(path), keys)
+            rows = backend.low_rank(weight, target, ranks, *options.arguments(path), keys)
             if not whole:
                 done = [j for j, status in enumerate(rows[:, 0].tolist()) if status <= 1]  # certified, or nothing asked
                 result[[todo[j] for j in done]] = target[done]
@@ -250,6 +253,11 @@ def explain(shape: Any, rank: int | float | Rule, **options: Any) -> str:
     route = choose(shape, rank, **options)
     precision = "float64" if route.wide else "float32"
     return f"{route.name}, {precision}, about {route.seconds * 1e3:.3g} ms: {route.reason}"
+
+
+def _leading(rank: int, u: Tensor, s: Tensor, vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors of one matrix without what a batch of larger ranks has behind them."""
+    return u[:, :rank].contiguous(), s[:rank], vh[:rank]
 
 
 def _in_order(given: Canonical, per_bucket: list[list[Any]]) -> list[Any]:

@@ -1,8 +1,9 @@
-"""The door: whatever a caller passes becomes buckets of (b, m, n) tensors of one shape, dtype and rank."""
+"""The door: whatever a caller passes becomes buckets of (b, m, n) tensors of one shape and dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,26 +21,31 @@ STACK_BYTES = 4 << 30
 
 
 class Bucket(NamedTuple):
-    """Matrices of one shape, dtype and rank.
+    """Matrices of one shape and dtype that are reduced in one call.
 
     Attributes:
         tensor: (b, m, n), unit stride in the last dimension; a view of the caller's memory where that is possible.
-        rank: the resolved rank.
+        ranks: the resolved rank of each.
         positions: where each matrix stood in the caller's input.
         keys: the sketch key of each.
     """
 
     tensor: Tensor
-    rank: int
+    ranks: list[int]
     positions: list[int]
     keys: list[int]
+
+    @property
+    def rank(self) -> int:
+        """The largest."""
+        return max(self.ranks)
 
 
 class Group(NamedTuple):
     """What will be a Bucket: its matrices, together already or not."""
 
     matrices: Tensor | list[Tensor]
-    rank: int
+    ranks: list[int]
     positions: list[int]
     keys: list[int]
 
@@ -48,7 +54,7 @@ class Group(NamedTuple):
             whole = self.matrices
         else:
             whole = self.matrices[0].unsqueeze(0) if len(self.matrices) == 1 else torch.stack(self.matrices)
-        return Bucket(unit_stride(whole), self.rank, self.positions, self.keys)
+        return Bucket(unit_stride(whole), self.ranks, self.positions, self.keys)
 
 
 class Canonical:
@@ -57,7 +63,7 @@ class Canonical:
     Attributes:
         groups: what is worked on, in order.
         size: how many matrices there are.
-        form: "matrix" (2-D), "stack" (3-D, one rank) or "list" (anything else).
+        form: "matrix" (2-D), "stack" (3-D, in one group) or "list" (anything else).
         back: makes a result the caller's kind of array.
     """
 
@@ -118,8 +124,14 @@ def _check_key(key: Any, where: str) -> int:
     return int(key)
 
 
-def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
-    """Settles orientation of the input's container, batch, contiguity and dtype once.
+# share(matrix, counts): to each rank of the matrices like this one, of which there are so many, the rank that names the
+# group they go with (dispatch.share_ranks).
+Share = Callable[[Tensor, Mapping[int, int]], Mapping[int, int]]
+
+
+def canonicalise(A: Any, rank: Any, key: Any, where: str, share: Share | None = None) -> Canonical:
+    """Settles orientation of the input's container, batch, contiguity and dtype once. Without `share`, matrices of
+    different ranks never share a group.
 
     Raises:
         TypeError: not an array, a dtype that is not supported, or a list of several libraries' arrays.
@@ -159,16 +171,22 @@ def canonicalise(A: Any, rank: Any, key: Any, where: str) -> Canonical:
         for r, t in zip(per_matrix(rank, count, "rank", where), matrices, strict=True)
     ]
 
-    if form != "list" and len(set(ranks)) == 1:
-        whole = unit_stride(arrays[0] if form == "stack" else arrays[0].unsqueeze(0))
-        return Canonical([Group(whole, ranks[0], list(range(count)), keys)], count, form, back)
-    alike: dict[tuple, list[int]] = {}
+    like: dict[tuple, list[int]] = {}
     for i, t in enumerate(matrices):
-        alike.setdefault((t.shape, t.dtype, ranks[i]), []).append(i)
+        like.setdefault((t.shape, t.dtype), []).append(i)
+    together: dict[tuple, list[int]] = {}
+    for kind, members in like.items():
+        counts = Counter(ranks[i] for i in members)
+        shared = share(matrices[members[0]], counts) if share and len(counts) > 1 else {r: r for r in counts}
+        for i in members:
+            together.setdefault((kind, shared[ranks[i]]), []).append(i)
+    if form != "list" and len(together) == 1:
+        whole = unit_stride(arrays[0] if form == "stack" else arrays[0].unsqueeze(0))
+        return Canonical([Group(whole, ranks, list(range(count)), keys)], count, form, back)
     groups = []
-    for members in alike.values():
+    for members in together.values():
         step = max(1, STACK_BYTES // matrices[members[0]].nbytes)
         for first in range(0, len(members), step):
             some = members[first : first + step]
-            groups.append(Group([matrices[i] for i in some], ranks[some[0]], some, [keys[i] for i in some]))
+            groups.append(Group([matrices[i] for i in some], [ranks[i] for i in some], some, [keys[i] for i in some]))
     return Canonical(groups, count, "list", back)

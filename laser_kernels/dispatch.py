@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from laser_kernels.status import Status
@@ -334,6 +336,54 @@ def choose(problem: Problem, route: str = "auto", oversample: int | None = None,
     automatic = [candidates["randomized"], gram_eigh] + [spectral] * (r >= SPECTRAL_LEAST * n)
     best = min(automatic, key=lambda x: x.seconds)
     return best._replace(reason="cheapest by the cost model: " + best.reason)
+
+
+# Ranks in one such part of an octave, or between two multiples of it, are not told apart: that bounds the search, and a
+# block's width is a multiple of 16 anyway (`default_block`).
+SHARED_STEP = 16
+
+
+def share_ranks(problem: Problem, counts: Mapping[int, int], route_of: Callable[[Problem], Route]) -> dict[int, int]:
+    """With which largest rank the matrices of each rank go, so that the batches take the least time in all. Pure.
+
+    Where batches share what each call costs (Rates.batched), a matrix of a smaller rank costs less beside those of a larger
+    one than in a call of its own. A batch runs on the route of its largest rank: ranks that would take another stay out.
+
+    Args:
+        problem: what the matrices have in common; its rank and batch do not count.
+        counts: how many matrices have each rank.
+        route_of: `choose` with the caller's options.
+
+    Returns:
+        Rank -> largest rank of its batch.
+    """
+    if not rates_of(problem).batched or len(counts) == 1:
+        return {rank: rank for rank in counts}
+    name = {rank: route_of(problem._replace(rank=rank)).name for rank in counts}
+    steps = [list(r) for _, r in itertools.groupby(sorted(counts), key=lambda r: (name[r], _step_above(r)))]
+    tops, sizes = [ranks[-1] for ranks in steps], [sum(counts[r] for r in ranks) for ranks in steps]
+    least: list[tuple[float, int]] = [(0.0, 0)]  # of the first so many steps: seconds, and where the last batch begins
+    for end in range(1, len(steps) + 1):
+        top, batch, best = tops[end - 1], 0, (math.inf, 0)
+        for begin in range(end - 1, -1, -1):
+            if name[tops[begin]] != name[top]:
+                break
+            batch += sizes[begin]
+            seconds = least[begin][0] + route_of(problem._replace(rank=top, batch=batch)).seconds
+            best = min(best, (seconds, begin))
+        least.append(best)
+    shared: dict[int, int] = {}
+    end = len(steps)
+    while end > 0:
+        begin = least[end][1]
+        shared.update({rank: tops[end - 1] for ranks in steps[begin:end] for rank in ranks})
+        end = begin
+    return shared
+
+
+def _step_above(rank: int) -> int:
+    step = max(SHARED_STEP, (1 << rank.bit_length()) // (2 * SHARED_STEP))
+    return -(-rank // step) * step
 
 
 def escalate(problem: Problem, route: Route, status: Status) -> Route | None:

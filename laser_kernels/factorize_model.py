@@ -48,7 +48,7 @@ def factorize_model_(
     rows = reduce_pieces([piece for piece in pieces if reasons[piece.name]], tol, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow
-        for batch in batched([piece for piece in pieces if not reasons[piece.name]]):
+        for batch in batched([piece for piece in pieces if not reasons[piece.name]], one_rank=True):
             rows.update(_replace(model, batch, tol, seed))
     notes = tuple(f"{name}: reduced, but dense: {reason}" for name, reason in reasons.items() if reason)
     config: Any = getattr(model, "config", None)

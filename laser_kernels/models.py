@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laser_kernels.api import low_rank
-from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Named, batches, group_bytes
+from laser_kernels.checkpoint.layout import DEFAULT_BUDGET, Named, batches, batching, group_bytes
 from laser_kernels.checkpoint.report import ModelReport, Row
 from laser_kernels.checkpoint.resolve import resolve
 from laser_kernels.checkpoint.shard import Entry
@@ -136,11 +136,12 @@ def pieces_of(model: nn.Module, selection: Selection) -> list[Piece]:
     return found
 
 
-def batched(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """Matrices of one shape, dtype, device and rank, batched as a checkpoint's are."""
+def batched(pieces: list[Piece], one_rank: bool = False) -> Iterator[list[Piece]]:
+    """Matrices of one shape, dtype and device, batched as a checkpoint's are; one_rank: and on every device of one rank."""
     for device in sorted({str(p.weight.device) for p in pieces}):
         here = [p for p in pieces if str(p.weight.device) == device]
-        sized = (((p.weight.shape, p.weight.dtype, p.rank), p.weight.nbytes, p) for p in here)
+        apart = one_rank or not batching(device).mixed
+        sized = (((p.weight.shape, p.weight.dtype, p.rank if apart else None), p.weight.nbytes, p) for p in here)
         yield from (members for _, members in batches(sized, group_bytes(DEFAULT_BUDGET, device)))
 
 
@@ -181,7 +182,8 @@ def reduce_pieces(pieces: list[Piece], tol: float | None, seed: int) -> dict[str
         warnings.simplefilter("ignore", EscalationWarning)  # it knows positions; names follow
         for batch in batched(pieces):
             weights, keys = [p.weight for p in batch], [p.key for p in batch]
-            _, infos = low_rank(weights, batch[0].rank, tol=tol, seed=seed, key=keys, out=weights, return_info=True)
+            ranks = [p.rank for p in batch]
+            _, infos = low_rank(weights, ranks, tol=tol, seed=seed, key=keys, out=weights, return_info=True)
             rows.update({p.label: p.row(info) for p, info in zip(batch, infos, strict=True)})
     return {p.label: rows[p.label] for p in pieces}
 

@@ -93,7 +93,7 @@ if COMPILED:
         return weight.new_empty((weight.shape[0], 2), dtype=torch.float64)
 
     @torch.library.register_fake("laser_kernels::low_rank")
-    def _(weight: Tensor, out: Tensor, rank: int, *_route: Any) -> Tensor:
+    def _(weight: Tensor, out: Tensor, ranks: list[int], *_route: Any) -> Tensor:
         return _certificate(weight)
 
     @torch.library.register_fake("laser_kernels::low_rank_at")
@@ -101,8 +101,9 @@ if COMPILED:
         return _certificate(weight)
 
     @torch.library.register_fake("laser_kernels::truncated_svd")
-    def _(weight: Tensor, rank: int, *_route: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _(weight: Tensor, ranks: list[int], *_route: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         b, m, n = weight.shape
+        rank = max(ranks)
         dtype = _factor_dtype(weight)
         return (
             weight.new_empty((b, m, rank), dtype=dtype),

@@ -147,7 +147,13 @@ def _randomized(
         q = torch.linalg.qr(x / x.norm(dim=0).clamp_min(1e-300)).Q
 
 
-def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
+def _each(ranks: int | Sequence[int], count: int) -> list[int]:
+    """One rank per matrix, from one for all or one each."""
+    given = [ranks] if isinstance(ranks, int) else list(ranks)
+    return given * count if len(given) == 1 else given
+
+
+def _reduce(weight, ranks, route, block, wide, tol, max_iter, seed, keys, write):
     """Runs the route on each matrix and hands (b, U, S, V) in the weight's orientation to `write`; the certificate."""
     dtype = torch.float64 if wide else torch.float32
     eps = torch.finfo(dtype).eps
@@ -157,7 +163,7 @@ def _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write):
     rows[:, 0] = torch.where(stats[:, 1].isfinite(), 0.0, float(Status.NON_FINITE)).cpu()
     if rows[:, 0].any():
         return rows.to(weight.device)
-    for b, key in enumerate(keys):
+    for b, (key, rank) in enumerate(zip(keys, _each(ranks, len(weight)), strict=True)):
         top = stats[b, 1].item()
         exponent = 0 if top == 0 else max(-1000, min(1000, math.frexp(top)[1] - 1))
         a = torch.ldexp(weight[b].double(), torch.tensor(-exponent)).to(dtype)
@@ -200,7 +206,7 @@ def count_eigenvalues(h, above):
     return torch.stack([counts.double(), torch.zeros_like(counts).double()], dim=1)
 
 
-def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, seed, keys) -> Tensor:
+def low_rank(weight, out, ranks, route, block, gram, wide, half, tol, max_iter, seed, keys) -> Tensor:
     """Writes A_r of each certified matrix to `out` (which may be the weight); returns the (b, 7) certificate."""
 
     def write(b: int, u: Tensor, s: Tensor, v: Tensor, row: Tensor) -> None:
@@ -212,7 +218,7 @@ def low_rank(weight, out, rank, route, block, gram, wide, half, tol, max_iter, s
         )
         out[b].copy_(rounded)
 
-    return _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write)
+    return _reduce(weight, ranks, route, block, wide, tol, max_iter, seed, keys, write)
 
 
 def low_rank_at(weight, out, rank, locked, sigma, half, max_iter, seed, keys) -> Tensor:
@@ -221,15 +227,18 @@ def low_rank_at(weight, out, rank, locked, sigma, half, max_iter, seed, keys) ->
     return low_rank(weight, out, rank, "gram_eigh", rank, True, wide, half, None, max_iter, seed, keys)
 
 
-def truncated_svd(weight, rank, route, block, gram, wide, half, tol, max_iter, seed, keys):
-    """(U (b, m, r), S (b, r), Vh (b, r, n), certificate); the largest entry of each column of U is positive."""
+def truncated_svd(weight, ranks, route, block, gram, wide, half, tol, max_iter, seed, keys):
+    """(U (b, m, r), S (b, r), Vh (b, r, n), certificate), r the largest rank, zero beyond a matrix's own; the largest entry
+    of each column of U is positive."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     b, m, n = weight.shape
+    rank = max(_each(ranks, b))
     us, ss, vs = (weight.new_zeros(s, dtype=dtype) for s in ((b, m, rank), (b, rank), (b, rank, n)))
 
     def write(i: int, u: Tensor, s: Tensor, v: Tensor, _row: Tensor) -> None:
         sign = torch.where(u.gather(0, u.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-        us[i], ss[i], vs[i] = u * sign, s, (v * sign).mT
+        own = len(s)
+        us[i, :, :own], ss[i, :own], vs[i, :own] = u * sign, s, (v * sign).mT
 
-    rows = _reduce(weight, rank, route, block, wide, tol, max_iter, seed, keys, write)
+    rows = _reduce(weight, ranks, route, block, wide, tol, max_iter, seed, keys, write)
     return us, ss, vs, rows

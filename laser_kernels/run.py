@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from laser_kernels import ops
 from laser_kernels.caller import warn
 from laser_kernels.canonical import Bucket
-from laser_kernels.dispatch import EXACT_TOL, Problem, Route, choose, escalate
+from laser_kernels.dispatch import EXACT_TOL, Problem, Route, choose, escalate, share_ranks
 from laser_kernels.errors import NonFiniteError
 from laser_kernels.exact_math import exact_math
 from laser_kernels.info import Info
@@ -54,15 +54,28 @@ class Options:
         self.oversample = None if oversample is None else int(oversample)
         self.max_iter, self.route, self.seed = int(max_iter), route, int(seed)
 
+    def problem(self, weight: Tensor, rank: int, batch: int) -> Problem:
+        """What is asked for `batch` matrices like `weight` (..., m, n)."""
+        *_, m, n = weight.shape
+        device = weight.device
+        return Problem(m, n, rank, str(weight.dtype)[6:], self.tol, device.type, batch, ops.capability(device))
+
+    def choose(self, problem: Problem) -> Route:
+        return choose(problem, self.route, self.oversample, self.max_iter)
+
+    def share(self, weight: Tensor, counts: Mapping[int, int]) -> Mapping[int, int]:
+        """canonical.Share."""
+        return share_ranks(self.problem(weight, max(counts), 1), counts, self.choose)
+
     def arguments(self, path: Route) -> tuple:
-        """What the ops take after the rank, keys excepted."""
+        """What the ops take after the ranks, keys excepted."""
         tol = self.tol if self.tol is None or self.tol > 0 else EXACT_TOL
         return path.name, path.block, path.gram, path.wide, path.half, tol, self.max_iter, self.seed
 
 
-# attempt(backend, weight, todo, path, keys): runs `path` on weight = the bucket's matrices `todo`, stores the results
-# of those it certified, and returns their certificates.
-Attempt = Callable[[Any, Tensor, list[int], Route, list[int]], Tensor]
+# attempt(backend, weight, todo, path, ranks, keys): runs `path` on weight = the bucket's matrices `todo`, stores the
+# results of those it certified, and returns their certificates.
+Attempt = Callable[[Any, Tensor, list[int], Route, list[int], list[int]], Tensor]
 
 
 def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[Info]:
@@ -74,10 +87,8 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
     """
     b, m, n = bucket.tensor.shape
     device = bucket.tensor.device.type
-    problem = Problem(
-        m, n, bucket.rank, str(bucket.tensor.dtype)[6:], options.tol, device, b, ops.capability(bucket.tensor.device)
-    )
-    first = path = choose(problem, options.route, options.oversample, options.max_iter)
+    problem = options.problem(bucket.tensor, bucket.rank, b)
+    first = path = options.choose(problem)
     backend = ops.backend(bucket.tensor.device)
     infos: dict[int, Info] = {}
     todo = list(range(b))
@@ -85,7 +96,8 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
         start = time.perf_counter()
         weight = bucket.tensor if len(todo) == b else bucket.tensor[todo]
         with exact_math(device):
-            rows = attempt(backend, weight, todo, path, [bucket.keys[i] for i in todo]).tolist()
+            ranks, keys = [bucket.ranks[i] for i in todo], [bucket.keys[i] for i in todo]
+            rows = attempt(backend, weight, todo, path, ranks, keys).tolist()
         seconds = (time.perf_counter() - start) / len(todo)
         failed: dict[int, Status] = {}
         for i, (code, norm, unrounded, residual, bound, iterations, _) in zip(todo, rows, strict=True):
@@ -96,7 +108,7 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
             label = "uncertified" if status == Status.UNCERTIFIED else "ok" if path is first else "escalated"
             relative = residual / norm if norm > 0 else 0.0
             infos[i] = Info(
-                bucket.rank,
+                bucket.ranks[i],
                 residual,
                 relative,
                 bound,
@@ -110,7 +122,7 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
             left = [bucket.positions[i] for i, info in infos.items() if not math.isfinite(info.residual)]
             if left:
                 warn(
-                    f"[laser_kernels::{where}] the rank-{bucket.rank} approximation of matrix {_named(left)} has entries "
+                    f"[laser_kernels::{where}] the low-rank approximation of matrix {_named(left)} has entries "
                     f"beyond the range of {str(bucket.tensor.dtype)[6:]}: they are Inf now; convert the weight first",
                     RuntimeWarning,
                 )
@@ -127,9 +139,10 @@ def run(bucket: Bucket, options: Options, attempt: Attempt, where: str) -> list[
         # One way for all that failed: the more demanding reason decides.
         onward = escalate(problem, path, max(failed.values()))
         if onward is None:
+            worst = min(failed)
             raise RuntimeError(
-                f"[laser_kernels::{where}] no route could certify matrix {bucket.positions[min(failed)]} "
-                f"({m}x{n}, rank {bucket.rank}, tol {options.tol}): please report this matrix"
+                f"[laser_kernels::{where}] no route could certify matrix {bucket.positions[worst]} "
+                f"({m}x{n}, rank {bucket.ranks[worst]}, tol {options.tol}): please report this matrix"
             )
         if onward.name != path.name:
             _warn(where, path, onward, [bucket.positions[i] for i in failed], options.tol)

@@ -274,6 +274,20 @@ void LinalgAten<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed)
 }
 
 template <typename T>
+void LinalgAten<T>::truncate(Block<T> x, const int64_t* ranks) {
+  one_by_one(
+      x.count,
+      [&](int64_t b, Block<T> one) {
+        for (int64_t i = 0; i < one.rows; ++i) {
+          for (int64_t j = ranks[b]; j < one.cols; ++j) {
+            one.at(0, i, j) = T(0);
+          }
+        }
+      },
+      x);
+}
+
+template <typename T>
 void LinalgAten<T>::dot(Block<const T> x, Block<const T> y, double* out) {
   one_by_one(
       x.count,

@@ -147,16 +147,14 @@ STABLE_TORCH_LIBRARY(laser_kernels, m) {
   m.def("count_eigenvalues(Tensor h, float[] above) -> Tensor");
   m.def("reconstruct(Tensor left, Tensor right, Tensor weight, Tensor(a!) out) -> Tensor");
   m.def(
-      "low_rank(Tensor weight, Tensor(a!) out, int rank, str route, int block, bool gram, bool "
-      "wide, bool half, float? tol, "
-      "int max_iter, int seed, int[] keys) -> Tensor");
+      "low_rank(Tensor weight, Tensor(a!) out, int[1] ranks, str route, int block, bool gram, bool wide, bool half, "
+      "float? tol, int max_iter, int seed, int[] keys) -> Tensor");
   m.def(
       "low_rank_at(Tensor weight, Tensor(a!) out, int rank, int locked, float[] sigma, bool half, int max_iter, int "
       "seed, int[] keys) -> Tensor");
   m.def(
-      "truncated_svd(Tensor weight, int rank, str route, int block, bool gram, bool wide, bool half, float? "
-      "tol, int max_iter, "
-      "int seed, int[] keys) -> (Tensor, Tensor, Tensor, Tensor)");
+      "truncated_svd(Tensor weight, int[1] ranks, str route, int block, bool gram, bool wide, bool half, float? tol, "
+      "int max_iter, int seed, int[] keys) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(laser_kernels, CPU, m) {

@@ -84,7 +84,7 @@ void full_svd(const SvdProblem& p, Block<const T> weight, const SvdResult<T>& ou
         out.right.at(b, i, j) = right.at(0, i, j);
       }
     }
-    out.progress[b] = judge_full_svd(sigma, n, r, p.norm2[b], p.tolerance);
+    out.progress[b] = judge_full_svd(sigma, n, p.ranks ? p.ranks[b] : r, p.norm2[b], p.tolerance);
   }
 }
 
@@ -107,18 +107,19 @@ void fix_signs(Block<T> u, Block<T> v) {
   }
 }
 
-// The factors of matrix `b` of the call in the weight's orientation. T: working type, F: type of
-// the outputs.
+// The factors of matrix `b` of the call in the weight's orientation. T: working type, F: type of the outputs, which
+// have room for the rank `most`.
 template <typename T, typename F>
-void write_factors(Block<T> u, const double* sigma, Block<T> v, int exponent, const Factors& out, int64_t b) {
+void write_factors(Block<T> u, const double* sigma, Block<T> v, int exponent, const Factors& out, int64_t most,
+                   int64_t b) {
   const int64_t m = u.rows, n = v.rows, r = u.cols;
   fix_signs(u, v);
-  F* to_u = static_cast<F*>(out.u) + b * m * r;
-  F* to_s = static_cast<F*>(out.s) + b * r;
-  F* to_vh = static_cast<F*>(out.vh) + b * r * n;
+  F* to_u = static_cast<F*>(out.u) + b * m * most;
+  F* to_s = static_cast<F*>(out.s) + b * most;
+  F* to_vh = static_cast<F*>(out.vh) + b * most * n;
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < r; ++j) {
-      to_u[i * r + j] = F(u.at(0, i, j));
+      to_u[i * most + j] = F(u.at(0, i, j));
     }
   }
   for (int64_t j = 0; j < r; ++j) {
@@ -173,6 +174,7 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
                            {request.tol, eps, certificate::kNoise * eps, kFloor * unit_eps},
                            request.seed,
                            request.keys->data() + first,
+                           request.ranks ? request.ranks->data() + first : nullptr,
                            request.cuts ? cuts.data() : nullptr,
                            request.locked};
   const int64_t r = request.rank, m = a.rows, n = a.cols;
@@ -201,7 +203,8 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
     if (progress[b].status != Status::kOk && progress[b].status != Status::kUncertified) {
       continue;
     }
-    const Block<T> left = result.left.matrix(b), right = result.right.matrix(b);
+    const int64_t own = request.rank_of(first + b);
+    const Block<T> left = result.left.matrix(b).first_columns(own), right = result.right.matrix(b).first_columns(own);
     if (dense) {
       const cpu::Residual residual =
           reconstruct_cpu<T>(wide ? right : left, wide ? left : right, exponent[b], w, first + b, *dense);
@@ -209,14 +212,15 @@ void reduce_group(const Weight& w, const Request& request, int64_t first, int64_
                slack_of(request, unit_eps, m, n), dense->data == w.data);
       continue;
     }
-    std::vector<double> sigma(r);
+    std::vector<double> sigma(own);
     LinalgAten<T> alone;
-    with_scratch(factors_scratch(1, m, r), [&](const Scratch<T>& s) { factors(alone, left, right, sigma.data(), s); });
+    with_scratch(factors_scratch(1, m, own),
+                 [&](const Scratch<T>& s) { factors(alone, left, right, sigma.data(), s); });
     const Block<T>&u = wide ? right : left, &v = wide ? left : right;
     if (w.dtype == Dtype::kFloat64) {
-      write_factors<T, double>(u, sigma.data(), v, exponent[b], *out_factors, first + b);
+      write_factors<T, double>(u, sigma.data(), v, exponent[b], *out_factors, r, first + b);
     } else {
-      write_factors<T, float>(u, sigma.data(), v, exponent[b], *out_factors, first + b);
+      write_factors<T, float>(u, sigma.data(), v, exponent[b], *out_factors, r, first + b);
     }
   }
 }

@@ -38,10 +38,11 @@ inline Certificate* rows_of(Tensor& certificates) {
 }
 
 template <Reduce reduce>
-Tensor low_rank(const Tensor& weight, Tensor out, int64_t rank, std::string route, int64_t block, bool gram, bool wide,
-                bool half, std::optional<double> tol, int64_t max_iter, int64_t seed, std::vector<int64_t> keys) {
+Tensor low_rank(const Tensor& weight, Tensor out, std::vector<int64_t> ranks, std::string route, int64_t block,
+                bool gram, bool wide, bool half, std::optional<double> tol, int64_t max_iter, int64_t seed,
+                std::vector<int64_t> keys) {
   const auto [w, to] = check_in_and_out("low_rank", weight, out);
-  const Request r = request("low_rank", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
+  const Request r = request("low_rank", w, ranks, route, block, gram, wide, half, tol, max_iter, seed, keys);
   Tensor certificates = certificates_for(w, weight);
   reduce(weight, w, r, &to, nullptr, rows_of(certificates));
   return certificates;
@@ -59,16 +60,21 @@ Tensor low_rank_at(const Tensor& weight, Tensor out, int64_t rank, int64_t locke
 }
 
 template <Reduce reduce>
-std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, int64_t rank, std::string route,
-                                                         int64_t block, bool gram, bool wide, bool half,
-                                                         std::optional<double> tol, int64_t max_iter, int64_t seed,
-                                                         std::vector<int64_t> keys) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> truncated_svd(const Tensor& weight, std::vector<int64_t> ranks,
+                                                         std::string route, int64_t block, bool gram, bool wide,
+                                                         bool half, std::optional<double> tol, int64_t max_iter,
+                                                         int64_t seed, std::vector<int64_t> keys) {
   const Weight w = check_weight("truncated_svd", "weight", weight);
-  const Request r = request("truncated_svd", w, rank, route, block, gram, wide, half, tol, max_iter, seed, keys);
+  const Request r = request("truncated_svd", w, ranks, route, block, gram, wide, half, tol, max_iter, seed, keys);
   const ScalarType dtype = w.dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  Tensor u = empty(weight, {w.count, w.rows, rank}, dtype);
-  Tensor s = empty(weight, {w.count, rank}, dtype);
-  Tensor vh = empty(weight, {w.count, rank, w.cols}, dtype);
+  Tensor u = empty(weight, {w.count, w.rows, r.rank}, dtype);
+  Tensor s = empty(weight, {w.count, r.rank}, dtype);
+  Tensor vh = empty(weight, {w.count, r.rank, w.cols}, dtype);
+  if (r.ranks) {
+    for (Tensor* factor : {&u, &s, &vh}) {
+      torch::stable::zero_(*factor);
+    }
+  }
   Tensor certificates = certificates_for(w, weight);
   const Factors factors{u.mutable_data_ptr(), s.mutable_data_ptr(), vh.mutable_data_ptr()};
   reduce(weight, w, r, nullptr, &factors, rows_of(certificates));

@@ -50,6 +50,17 @@ def test_factors_are_an_svd(dtype):
         assert residual(one, x) <= residual_bound(one, 30, 1e-3)
 
 
+@pytest.mark.parametrize("route, ranks", [("auto", [30, 5, 90, 31]), ("spectral", [130, 200, 140, 70])])
+def test_each_matrix_of_a_call_is_reduced_to_its_own_rank(route, ranks):
+    a = stack(4, 400, 260)
+    x, infos = lk.low_rank(a, ranks, route=route, return_info=True)
+    factors = lk.truncated_svd(a, ranks, route=route)
+    for one, y, info, (u, s, vh), rank in zip(a, x, infos, factors, ranks, strict=True):
+        assert info.rank == rank and u.shape == (400, rank) and vh.shape == (rank, 260)
+        keeps_the_contract(one, y, info)
+        assert residual(one, (u.double() * s.double()) @ vh.double()) <= residual_bound(one, rank, 1e-3)
+
+
 def test_kernel_sketch_has_the_bits_of_the_cpu():
     weight = torch.zeros(3, 70, 50, device="cpu")
     assert torch.equal(L.sketch(weight.cuda(), 17, 5, [1, 2, 2**40]).cpu(), L.sketch(weight, 17, 5, [1, 2, 2**40]))

@@ -43,9 +43,11 @@ class Options(NamedTuple):
 
 
 def rank_reduce(emu, weight, rank, out=None, factors=None, **options):
-    """The rows of the certificate, one dict per matrix."""
+    """The rows of the certificate, one dict per matrix. rank: of all, or of each."""
     o = Options(**options)
     count, rows, cols = weight.shape
+    ranks = torch.tensor(rank) if isinstance(rank, list) else None
+    rank = max(rank) if isinstance(rank, list) else rank
     block = o.block or (default_block(rank, min(rows, cols), o.tol, "cuda") if o.route == "randomized" else rank)
     certificates = torch.full((count, len(CERTIFICATE)), -7.0, dtype=torch.float64)
     keys = torch.arange(count)
@@ -57,7 +59,7 @@ def rank_reduce(emu, weight, rank, out=None, factors=None, **options):
         *(count, rows, cols, weight.stride(0), weight.stride(1)),
         out,
         *(factors or (None, None, None)),
-        *(rank, ROUTES[o.route], block, o.gram, o.wide, o.half),
+        *(rank, ranks, ROUTES[o.route], block, o.gram, o.wide, o.half),
         -1.0 if o.tol is None else float(o.tol),
         *(o.max_iter, o.seed, keys, certificates, limits),
     )
@@ -72,8 +74,9 @@ def low_rank(emu, weight, rank, **options):
 def truncated_svd(emu, weight, rank, **options):
     count, m, n = weight.shape
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    most = max(rank) if isinstance(rank, list) else rank
     factors = tuple(
-        torch.full(shape, math.nan, dtype=dtype) for shape in ((count, m, rank), (count, rank), (count, rank, n))
+        torch.full(shape, math.nan, dtype=dtype) for shape in ((count, m, most), (count, most), (count, most, n))
     )
     return factors, rank_reduce(emu, weight, rank, factors=factors, **options)
 
@@ -196,6 +199,45 @@ def test_groups_and_out_of_memory_change_nothing(emu, capfd):
     with pytest.raises(AssertionError):
         low_rank(emu, stack, 4, device=1000)
     assert "emulated device memory is used up" in capfd.readouterr().err
+
+
+RANKS = [6, 1, 11, 3, 9]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=lambda w: "-".join(f"{k}={v}" for k, v in w.items()))
+def test_each_matrix_of_a_batch_keeps_the_contract_at_its_own_rank(emu, way, dtype):
+    """And is what it is beside others of its own rank: only the block is that of the largest."""
+    stack = torch.stack([llm_like(44, 30, i).to(dtype) for i in range(len(RANKS))])
+    block = default_block(max(RANKS), 30, 1e-3, "cuda")
+    out, rows = low_rank(emu, stack, RANKS, **way)
+    for i, (a, x, row, rank) in enumerate(zip(stack, out, rows, RANKS, strict=True)):
+        assert row["status"] == Status.OK
+        keeps_the_contract(a, x, row, rank)
+        beyond = torch.linalg.svdvals(x.double())[rank:]
+        assert torch.linalg.vector_norm(beyond) <= torch.finfo(dtype).eps * norm(a)
+        _, (row_alone,) = low_rank(emu, stack[i : i + 1], rank, **{"block": block} | way)
+        assert row["bound"] == pytest.approx(row_alone["bound"], rel=0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda w: "-".join(f"{k}={v}" for k, v in w.items()))
+@pytest.mark.parametrize("shape", [(44, 30), (30, 41)], ids=str)
+def test_factors_of_several_ranks(emu, way, shape):
+    stack = torch.stack([llm_like(*shape, i) for i in range(len(RANKS))])
+    (u, s, vh), rows = truncated_svd(emu, stack, RANKS, **way)
+    assert all(row["status"] == Status.OK for row in rows), rows
+    for a, *factors, row, rank in zip(stack, u, s, vh, rows, RANKS, strict=True):
+        left, sigma, right = factors[0][:, :rank], factors[1][:rank], factors[2][:rank]
+        assert (
+            factors[0][:, rank:].isnan().all() and factors[1][rank:].isnan().all() and factors[2][rank:].isnan().all()
+        )
+        bound = orthonormality_bound(torch.float32, rank)
+        identity = torch.eye(rank)
+        assert (left.mT @ left - identity).abs().max() <= bound and (right @ right.mT - identity).abs().max() <= bound
+        assert (sigma.diff() <= 0).all()
+        measured = residual(a, (left.double() * sigma.double()) @ right.double())
+        assert measured <= residual_bound(a, rank, 1e-3)
+        assert row["residual"] == pytest.approx(measured, rel=1e-4)
 
 
 ONE_BY_ONE = [*WAYS, {"tol": None, "max_iter": 4}, {"tol": None, "route": "gram_eigh", "wide": True}]

@@ -40,6 +40,30 @@ def test_a_batch_keeps_the_contract(emu, half, dtype):
         assert abs(row["projected"] - (rank - 8)) <= 8 and 10 < row["iterations"] < 60
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_several_ranks_in_one_batch(emu, half):
+    """Some near enough for one projector width, one far off, one that the route refuses, one all of whose values are asked
+    for."""
+    m, n, ranks = 150, 120, [60, 64, 66, 30, 5, 120, 100]
+    stack = torch.stack([llm_like(m, n, i) for i in range(len(ranks))])
+    out, rows = low_rank(emu, stack, ranks, route="spectral", half=half)
+    for a, x, row, rank in zip(stack, out, rows, ranks, strict=True):
+        if rank in (5, 120):
+            assert row["status"] == Status.NOT_CONVERGED and x.isnan().all()
+            continue
+        print(rank, {k: f"{v:.3g}" for k, v in row.items()})
+        assert row["status"] == Status.OK, row
+        keeps_the_contract(a, x, row, rank)
+        assert torch.linalg.matrix_rank(x.double(), rtol=1e-6) == rank
+        assert 0 < rank - row["projected"] <= 16
+    (u, s, vh), rows = truncated_svd(emu, stack, ranks, route="spectral", half=half)
+    for a, left, sigma, right, row, rank in zip(stack, u, s, vh, rows, ranks, strict=True):
+        if row["status"] == Status.OK:
+            x = (left[:, :rank].double() * sigma[:rank].double()) @ right[:rank].double()
+            assert residual(a, x) <= (1 + 1e-3) * optimal_residual(a, rank)
+            assert left[:, rank:].isnan().all() and sigma[rank:].isnan().all() and right[rank:].isnan().all()
+
+
 def test_a_tight_tolerance_in_float64(emu):
     a = gaussian(130, 130, 3)
     out, rows = low_rank(emu, a[None], 40, route="spectral", wide=True, tol=1e-7)

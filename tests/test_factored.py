@@ -59,7 +59,7 @@ def test_weights_become_factors_in_their_own_shard(tmp_path, shards):
         assert found <= residual_bound(weight, 6, 1e-3) + moved
         assert row.residual == pytest.approx(found, rel=1e-5)
         assert row.parameters == (m * n, 6 * (m + n)) and row.bytes == (2 * m * n, 12 * (m + n))
-        key = Matrix(f"{module}.weight", None, 0, 0, 0).key
+        key = Matrix(f"{module}.weight", None, 0, 0, 0, 1).key
         want = lk.low_rank(weight.double(), 6, key=key)
         assert residual(want, b.double() @ a.double()) <= moved + 2e-3**0.5 * residual(weight, want)
     assert report.sizes["parameters"] == [sum(t.numel() for t in x.values()) for x in (before, after)]

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import laser_kernels as lk
+from laser_kernels.checkpoint.layout import BATCHING
 from laser_kernels.errors import CheckpointError, NonFiniteError
-from laser_kernels.models import targets_of
+from laser_kernels.models import batched, pieces_of, targets_of
 from laser_kernels.testing import residual, residual_bound
 
 PLAN = {"rules": [{"targets": ["mlp", "q_proj"], "layers": "1-2", "rank": 0.25}]}
@@ -58,6 +59,22 @@ def test_same_bits_as_the_checkpoint(tmp_path, dtype):
     assert len(report) == 14 and stored.keys() == own.keys()
     assert sum(row.route == "randomized" for row in report) == 10  # whose bits depend on the key; k and v are narrow
     assert {name for name in own if not torch.equal(own[name], stored[name])} == set()
+
+
+def test_ranks_mix_where_calls_are_shared(monkeypatch):
+    """On a device whose batches mix: one call of low_rank for each shape, each weight to its own rank."""
+    calls = []
+    whole = lk.models.low_rank
+    monkeypatch.setitem(BATCHING, "cpu", BATCHING["cpu"]._replace(mixed=True))
+    monkeypatch.setattr(lk.models, "low_rank", lambda a, ranks, **rest: calls.append(ranks) or whole(a, ranks, **rest))
+    model = tiny_models.llama()
+    before = tiny_models.state(model)
+    plan = {"rules": [{"targets": "mlp", "layers": 1, "rank": 3}, {"targets": "mlp", "layers": 2, "rank": 7}]}
+    report = lk.reduce_model_(model, plan)
+    assert sorted(calls) == [[3, 3, 7, 7], [3, 7]]
+    for row in report:
+        check_optimal(before[row.name], model.get_parameter(row.name), 3 if ".1." in row.name else 7)
+    assert sorted(map(len, batched(pieces_of(model, targets_of(model, plan)), one_rank=True))) == [1, 1, 2, 2]
 
 
 def test_conv1d_is_reduced_as_it_is_stored():

@@ -118,7 +118,7 @@ def test_a_matrix_larger_than_a_group_does_not_stop_the_overlap(tmp_path, monkey
             limits.append(limit)
 
     src = tiny.llama(tmp_path / "a")
-    monkeypatch.setitem(BATCHING, "cpu", Batching(100, 4, 3))
+    monkeypatch.setitem(BATCHING, "cpu", Batching(100, 4, 3, mixed=False))
     monkeypatch.setattr(pipeline, "Buffers", Spied)
     plan = {"rules": [{"targets": ["fc_in"], "layers": "all", "rank": 4}]}
     reduce_checkpoint(src, tmp_path / "b", plan, progress=lambda *_: None)

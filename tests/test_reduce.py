@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import laser_kernels as lk
-from laser_kernels.checkpoint.layout import Matrix, group_bytes
+from laser_kernels.checkpoint.layout import BATCHING, Matrix, group_bytes
 from laser_kernels.checkpoint.reader import Reader
 from laser_kernels.checkpoint.reduce import reduce_checkpoint
 from laser_kernels.checkpoint.report import Report, front_matter
@@ -69,14 +69,14 @@ def test_matrices_are_what_low_rank_gives_with_the_key_of_their_name(tmp_path):
     src = tiny.llama(tmp_path / "a")
     name = "model.layers.1.mlp.down_proj.weight"
     reduce(src, tmp_path / "b", {"rules": [{"targets": ["re:1.mlp.down"], "rank": 5}]}, seed=3)
-    key = Matrix(name, None, 0, 0, 0).key
+    key = Matrix(name, None, 0, 0, 0, 1).key
     want = lk.low_rank(load_file(src / "model.safetensors")[name][None], 5, seed=3, key=[key])[0]
     assert torch.equal(tensors_of(tmp_path / "b")[name], want)
 
 
 def test_keys_are_fixed_for_all_time():
-    assert Matrix("model.layers.0.mlp.up_proj.weight", None, 0, 0, 0).key == KEYS[0]
-    assert Matrix("experts.down_proj", 3, 0, 0, 0).key == KEYS[1]
+    assert Matrix("model.layers.0.mlp.up_proj.weight", None, 0, 0, 0, 1).key == KEYS[0]
+    assert Matrix("experts.down_proj", 3, 0, 0, 0, 1).key == KEYS[1]
 
 
 KEYS = (1886360483243522290, 7058014709790365136)
@@ -310,6 +310,37 @@ def test_a_gpu_gets_larger_batches_than_a_cpu(tmp_path):
         assert sizes("cpu") == [16] * 3 and sizes("cuda:1") == [48]
         assert sizes("cpu", 256 << 20) == [4] * 12 and sizes("cuda", 256 << 20) == [8] * 6
         assert sizes("cuda:0,cuda:1,cuda:2", 256 << 20) == [4] * 12  # each worker its batch
+
+
+def test_ranks_mix_where_calls_are_shared(tmp_path, monkeypatch):
+    """A plan of two ranks and a rule of each matrix's own: on a device whose batches mix, one group of each shape; the same
+    ranks and files of as good matrices, and factors never mix."""
+    src = tiny.llama(tmp_path / "a", layers=4)
+    plan = {
+        "rules": [
+            {"targets": "mlp", "layers": "0-1", "rank": 3},
+            {"targets": "mlp", "layers": "2", "rank": 5},
+            {"targets": "mlp", "layers": "3", "rank": "energy:share=0.5"},
+        ]
+    }
+    reports, groups = [], {}
+    for mixed in (False, True):
+        monkeypatch.setitem(BATCHING, "cpu", BATCHING["cpu"]._replace(mixed=mixed))
+        with Reader(src) as reader:
+            for output in ("dense", "factored"):
+                groups[mixed, output] = list(prepare(reader, Plan.from_dict(plan), output=output).groups)
+        reports.append(reduce(src, tmp_path / str(mixed), plan))
+        assert verify(src, tmp_path / str(mixed)).ok
+    apart = {(g.rows, g.cols, rank) for g in groups[False, "dense"] for rank in g.ranks}
+    assert len(groups[False, "dense"]) == len(apart) and len(groups[True, "dense"]) == len(
+        {shape[:2] for shape in apart}
+    )
+    assert all(len(set(g.ranks)) == 1 for g in groups[True, "factored"] if g.factored)
+    assert len(reports[0].rows) == 12 and len({row.rank for row in reports[0].rows}) >= 3
+    for one, other in zip(*(report.rows for report in reports), strict=True):
+        assert (one.name, one.rank, one.status) == (other.name, other.rank, other.status)
+        assert one.residual == pytest.approx(other.residual, rel=2e-3)
+        assert one.rank == next(m.rank for g in groups[True, "dense"] for m in g.matrices if m.name == one.name)
 
 
 def test_a_single_file_of_another_name(tmp_path):

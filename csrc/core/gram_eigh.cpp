@@ -16,10 +16,13 @@ void gram_eigh(Linalg<T>& la, const SvdProblem& p, const Scratch<T>& scratch, co
   la.weight_gram(g);
   la.small_eigh(g, w, lambda);
   la.copy(w.first_columns(p.rank), out.right);
+  if (p.ranks) {
+    la.truncate(out.right, p.ranks);  // what is captured is counted from it
+  }
   la.forward(out.right, out.left, Precision::kFull);
   la.dot(out.left, out.left, captured);
-  la.judge_exact(
-      {lambda, captured, p.norm2, out.progress, p.rank, n, certificate::kGramError * p.tolerance.eps, p.tolerance});
+  la.judge_exact({lambda, captured, p.norm2, out.progress, p.rank, n, certificate::kGramError * p.tolerance.eps,
+                  p.tolerance, p.ranks});
 }
 
 template void gram_eigh(Linalg<float>&, const SvdProblem&, const Scratch<float>&, const SvdResult<float>&);

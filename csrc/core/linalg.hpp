@@ -50,6 +50,8 @@ class Linalg {
   // s = L L^T, w = L^-1, lower triangular with zeros above. failed[b] = 0 where every pivot was well above rounding in
   // s, whose diagonal should be about 1 or larger; else w[b] = 0.
   virtual void inverse_factor(Block<const T> s, Block<T> w, double* failed) = 0;
+  // x(:, j) <- 0 where j >= ranks[b].
+  virtual void truncate(Block<T> x, const int64_t* ranks) = 0;
   virtual void dot(Block<const T> x, Block<const T> y, double* out) = 0;  // out[b] = <x[b], y[b]>, in float64
   virtual void trace(Block<const T> x, double* out) = 0;
   // A step of Chebyshev's recurrence, `next` holding the matrix times `now`, and two of its moments:

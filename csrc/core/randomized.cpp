@@ -149,7 +149,7 @@ struct Iteration {
     }
     la.ritz_residuals(ws.x, ws.z, theta, residual2);
     la.judge({theta, residual2, loss, p.norm2, p.whole2 ? p.whole2 : p.norm2, out.progress, nullptr, p.rank, p.block,
-              p.cols - p.locked, p.tolerance, multiplies, p.max_iter - multiplies, first, p.half});
+              p.cols - p.locked, p.tolerance, multiplies, p.max_iter - multiplies, first, p.half, p.ranks});
   }
 
   // q <- orth(T_d((2/cut) G - I) z), where x = G z; d = degree, or less so that no more than `target` are done.

@@ -21,7 +21,7 @@ enum class RouteKind { kRandomized, kSpectral, kGramEigh, kFullSvd };
 
 struct Request {
   RouteKind route;
-  int64_t rank;
+  int64_t rank;   // the largest of the batch
   int64_t block;  // RANDOMIZED: columns of the basis
   bool gram;      // RANDOMIZED: iterate on A^T A
   bool wide;      // float64 instead of float32
@@ -33,6 +33,9 @@ struct Request {
   // SPECTRAL without its search (SvdProblem::cuts): one per matrix; null: with it.
   const std::vector<Cut>* cuts = nullptr;
   int64_t locked = 0;
+  const std::vector<int64_t>* ranks = nullptr;  // one per matrix where they differ
+
+  int64_t rank_of(int64_t b) const { return ranks ? (*ranks)[b] : rank; }
 };
 
 // One row of the certificate tensor, in this order (laser_kernels/ops.py names the columns).
@@ -50,7 +53,7 @@ constexpr int64_t kCertificateColumns = sizeof(Certificate) / sizeof(double);
 
 // Where the factors go; all null: the dense product is asked for instead. float64 for float64 weights, else float32.
 struct Factors {
-  void* u = nullptr;   // (count, rows, rank)
+  void* u = nullptr;   // (count, rows, rank); what lies beyond a matrix's own rank is not written
   void* s = nullptr;   // (count, rank)
   void* vh = nullptr;  // (count, rank, cols)
 };

@@ -122,8 +122,9 @@ int64_t window_of(const SvdProblem& p) {
   return std::max(kWindow, int64_t(std::lround(kWindowShare * double(p.cols))));
 }
 
-// The top-up as a problem of its own, for `wanted` vectors; energy: of what is left, in the Linalg's memory.
-SvdProblem top_up_of(const SvdProblem& p, int64_t wanted, const double* energy) {
+// The top-up as a problem of its own: `wanted` vectors beside `locked` ones; energy: of what is left, in the Linalg's
+// memory.
+SvdProblem top_up_of(const SvdProblem& p, int64_t wanted, int64_t locked, const double* energy) {
   const int64_t surplus = std::max(kSurplus, wanted / kSurplusShare);
   const int64_t rounded = (wanted + surplus + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
   SvdProblem q = p;
@@ -131,8 +132,9 @@ SvdProblem top_up_of(const SvdProblem& p, int64_t wanted, const double* energy) 
   q.norm2 = energy;
   q.whole2 = p.norm2;
   q.rank = wanted;
-  q.locked = p.rank - wanted;
-  const int64_t left = p.cols - q.locked;
+  q.ranks = nullptr;
+  q.locked = locked;
+  const int64_t left = p.cols - locked;
   q.block = p.cuts ? std::min(rounded, left) : double(rounded) < kNearlyWhole * double(left) ? rounded : p.cols;
   q.gram = true;
   q.half = false;
@@ -172,8 +174,9 @@ struct Work {
   }
 };
 
-int64_t most_wanted(const SvdProblem& p) {
-  return p.cuts ? p.rank - p.locked : std::min(p.rank, kMostWindows * window_of(p));
+// Columns of the top-up at most, for a matrix of this rank.
+int64_t most_wanted(const SvdProblem& p, int64_t rank) {
+  return p.cuts ? p.rank - p.locked : std::min(rank, kMostWindows * window_of(p));
 }
 
 template <typename T>
@@ -183,10 +186,11 @@ struct Workspace {
   T* completion;                 // of steps 4 to 6: Completion
   Scratch<T> loop;               // of the top-up
   double *sums, *energy;         // (kMoments + 1, count), (count)
+  int64_t* own;                  // (count) Completion
   ScratchSize size;
 
   Workspace(const SvdProblem& p, const Scratch<T>& base) {
-    const int64_t n = p.cols, r = p.rank, most = most_wanted(p);
+    const int64_t n = p.cols, r = p.rank, most = most_wanted(p, r);
     T* next = base.elements;
     const auto take = [&](int64_t elements) {
       T* data = next;
@@ -200,18 +204,20 @@ struct Workspace {
       *thin = Block<T>::dense(take(p.count * n * kProbes), p.count, n, kProbes);
     }
     completion = take(p.count * (4 * n * r + 3 * r * r + 2 * n * most + most * r + 2 * most * most));
-    SvdProblem largest = top_up_of(p, most, nullptr);
+    SvdProblem largest = top_up_of(p, most, r - most, nullptr);
     largest.block = double(largest.block) < kNearlyWhole * double(n - r) ? largest.block : n;  // as smaller ones may
     const ScratchSize inner = randomized_scratch<T>(largest);
     sums = base.doubles;
     energy = sums + (kMoments + 1) * p.count;
-    loop = {take(inner.elements), energy + p.count};
-    size = {next - base.elements, (kMoments + 2) * p.count + inner.doubles};
+    own = reinterpret_cast<int64_t*>(energy + p.count);
+    loop = {take(inner.elements), energy + 2 * p.count};
+    size = {next - base.elements, (kMoments + 3) * p.count + inner.doubles};
   }
 };
 
 // Steps 4 to 6 for some matrices of the problem, with one number of columns from the projector for all: range(P) has a
-// few more for some, and what Q leaves of it comes back in V.
+// few more for some, and what Q leaves of it comes back in V. Of V each has as many columns as its own rank asks for,
+// and zeros behind them.
 template <typename T>
 struct Completion {
   Work<T>& work;
@@ -219,21 +225,25 @@ struct Completion {
   const SvdProblem& p;
   const Workspace<T>& ws;
   const SvdResult<T>& out;
-  const int64_t n, locked, wanted;  // wanted: columns of V
-  const Precision rough;            // of products that give a direction, or the size of a loss
-  const Block<T> rest, square;      // (count, n, n)
-  Block<T> q, gq, r, s;             // (count, n, locked)
-  Block<T> h, f, w;                 // (count, locked, locked)
-  Block<T> v, u;                    // (count, n, wanted)
-  Block<T> turned;                  // (count, wanted, locked)
-  Block<T> gram, factor;            // (count, wanted, wanted)
+  const int64_t n, locked;
+  std::vector<int64_t> own;     // (count) columns of V that are a matrix's
+  const int64_t wanted;         // columns of V: the most of these
+  const bool ragged;            // not all have as many
+  const Precision rough;        // of products that give a direction, or the size of a loss
+  const Block<T> rest, square;  // (count, n, n)
+  Block<T> q, gq, r, s;         // (count, n, locked)
+  Block<T> h, f, w;             // (count, locked, locked)
+  Block<T> v, u;                // (count, n, wanted)
+  Block<T> turned;              // (count, wanted, locked)
+  Block<T> gram, factor;        // (count, wanted, wanted)
   const std::vector<double>& norm2;
   std::vector<Progress>& progress;  // of V, then of both
   std::vector<double> cut;          // V's last Ritz value
   std::vector<double> gap;          // (count, wanted): of V's Ritz values to the last of them
 
+  // own: of the matrices that this is about; 0 for the others.
   Completion(Work<T>& work, const SvdProblem& p, const Workspace<T>& ws, const SvdResult<T>& out, int64_t locked,
-             const std::vector<double>& norm2, std::vector<Progress>& progress)
+             const std::vector<int64_t>& own, const std::vector<double>& norm2, std::vector<Progress>& progress)
       : work(work),
         la(work.la),
         p(p),
@@ -241,14 +251,16 @@ struct Completion {
         out(out),
         n(p.cols),
         locked(locked),
-        wanted(p.rank - locked),
+        own(own),
+        wanted(*std::max_element(own.begin(), own.end())),
+        ragged(std::any_of(own.begin(), own.end(), [&](int64_t k) { return k > 0 && k < wanted; })),
         rough(policy_of(p).turn),
         rest(ws.t),
         square(ws.y),
         norm2(norm2),
         progress(progress),
         cut(p.count),
-        gap(p.count * (p.rank - locked)) {
+        gap(p.count * wanted) {
     T* next = ws.completion;
     const auto take = [&](int64_t rows, int64_t cols) {
       const Block<T> block = Block<T>::dense(next, p.count, rows, cols);
@@ -266,6 +278,9 @@ struct Completion {
     turned = take(wanted, locked);
     gram = take(wanted, wanted);
     factor = take(wanted, wanted);
+    if (ragged) {
+      la.send(own.data(), ws.own, own.size() * sizeof(int64_t));
+    }
   }
 
   // The k-th row of ws.sums: a number per matrix.
@@ -329,7 +344,8 @@ struct Completion {
       return some;
     }
     work.select(some);
-    const SvdProblem problem = top_up_of(p, wanted, ws.energy);
+    SvdProblem problem = top_up_of(p, wanted, locked, ws.energy);
+    problem.ranks = ragged ? ws.own : nullptr;
     randomized_on(la, problem, some, rest, ws.loop, {{}, v, out.progress});
     std::vector<Progress> found(p.count);
     std::vector<double> theta(p.count * problem.block);
@@ -339,8 +355,10 @@ struct Completion {
       progress[b] = found[b];
       work.products[b] += double(found[b].iterations * problem.block) / double(n);
       const double* ritz = &theta[b * problem.block];
-      cut[b] = ritz[wanted - 1];
-      std::transform(ritz, ritz + wanted, &gap[b * wanted], [ritz, this](double x) { return x - ritz[wanted - 1]; });
+      cut[b] = ritz[own[b] - 1];
+      for (int64_t i = 0; i < wanted; ++i) {
+        gap[b * wanted + i] = i < own[b] ? ritz[i] - cut[b] : 0.0;
+      }
       if (found[b].status == Status::kOk || found[b].status == Status::kUncertified) {
         done.push_back(b);
       }
@@ -358,6 +376,9 @@ struct Completion {
     work.multiply(q, turned.transposed(), u, Precision::kFull);
     la.add(-1, u, 1, v);
     la.orthonormalize(v, gram, factor, kPasses);
+    if (ragged) {
+      la.truncate(v, ws.own);
+    }
   }
 
   // r <- (I - V V^T) r, and s <- r L^-T with L L^T = h/cut - I: what Q lacks outside [Q V], at most, and what it may
@@ -477,8 +498,11 @@ struct Completion {
 
   // Whether a basis is orthonormal, by what basis^T basis - I does to random vectors.
   std::vector<bool> orthonormal(Block<T> basis) {
-    const Block<T> z = ws.before.corner(0, 0, p.rank, kProbes), back = ws.coming.corner(0, 0, p.rank, kProbes);
+    const Block<T> z = ws.before.corner(0, 0, basis.cols, kProbes), back = ws.coming.corner(0, 0, basis.cols, kProbes);
     la.sketch(z, p.seed, p.keys);
+    if (ragged) {
+      la.truncate(z.transposed(), p.ranks);
+    }
     work.multiply(basis, z, ws.now, Precision::kFull);
     work.multiply(basis.transposed(), ws.now, back, Precision::kFull);
     la.add(-1, z, 1, back);
@@ -497,7 +521,7 @@ struct Completion {
     std::vector<int64_t> good, spoiled;
     work.select(matrices);
     join();
-    const std::vector<bool> holds = orthonormal(out.right);
+    const std::vector<bool> holds = orthonormal(out.right.first_columns(locked + wanted));
     for (int64_t b : matrices) {
       (holds[b] ? good : spoiled).push_back(b);
     }
@@ -519,7 +543,7 @@ struct Completion {
     divide(halved(edge));  // f = 0 where the cut was wrong, and then q stays
     turn(halved(edge));
     find_rest();
-    randomized_on(la, top_up_of(p, wanted, ws.energy), all, rest, ws.loop, {{}, v, out.progress});
+    randomized_on(la, top_up_of(p, wanted, locked, ws.energy), all, rest, ws.loop, {{}, v, out.progress});
     settle();
     join();
     la.forward(out.right, out.left, Precision::kFull);
@@ -579,6 +603,7 @@ struct Projection {
   Workspace<T> ws;
   const SvdResult<T> out;
   const int64_t n, window;
+  std::vector<int64_t> ranks;           // (count)
   std::vector<double> norm2, mu, edge;  // (count); edge: about lambda_r
   std::vector<double> level, resolved;  // (count); t_1, and the distance from it at which the sign must hold
   std::vector<Progress> progress;
@@ -591,6 +616,7 @@ struct Projection {
         out(out),
         n(p.cols),
         window(window_of(p)),
+        ranks(p.count, p.rank),
         norm2(p.count),
         mu(p.count, 1.0),
         edge(p.count),
@@ -671,8 +697,11 @@ struct Projection {
   // Steps 1 and 2. Leaves T in ws.t.
   void search(Precision precision) {
     la.read(p.norm2, norm2);
+    if (p.ranks) {
+      la.read(p.ranks, ranks);
+    }
     for (int64_t b = 0; b < p.count; ++b) {
-      if (!(norm2[b] > 0) || p.rank <= window || p.rank == n) {
+      if (!(norm2[b] > 0) || ranks[b] <= window || ranks[b] == n) {
         progress[b].status = Status::kNotConverged;
       } else {
         mu[b] = norm2[b] / double(n);  // the mean eigenvalue
@@ -691,7 +720,7 @@ struct Projection {
       const std::vector<std::vector<double>> moment = moments(precision);
       todo.clear();
       for (int64_t b : work.selected) {
-        const double cut = level_of(moment[b], double(p.rank));
+        const double cut = level_of(moment[b], double(ranks[b]));
         if (progress[b].status != Status::kRunning) {
           continue;
         }
@@ -702,7 +731,7 @@ struct Projection {
           mu[b] = edge[b];
           todo.push_back(b);
         } else {
-          level[b] = level_of(moment[b], double(p.rank - window));
+          level[b] = level_of(moment[b], double(ranks[b] - window));
           resolved[b] = kResolved * (level[b] - cut);
         }
       }
@@ -750,21 +779,49 @@ struct Projection {
     }
     work.select(running());
     const std::vector<double> above = project(precision, kSignError);
-    std::vector<int64_t> some;
-    int64_t locked = p.rank;
+    std::vector<int64_t> some, misled;
     for (int64_t b : work.selected) {
-      const double wanted = double(p.rank) - above[b];
-      if (wanted > 0.5 && wanted < double(most_wanted(p)) + 0.5 && above[b] >= 0.5) {
+      const double wanted = double(ranks[b]) - above[b];
+      if (wanted > 0.5 && wanted < double(most_wanted(p, ranks[b])) + 0.5 && above[b] >= 0.5) {
         some.push_back(b);
-        locked = std::min(locked, int64_t(std::lround(above[b])));
       } else {
         progress[b].status = Status::kNotConverged;
       }
     }
-    if (some.empty()) {
-      return {};
+    while (!some.empty()) {
+      const std::vector<int64_t> lost = complete(alike(some, above), precision);
+      misled.insert(misled.end(), lost.begin(), lost.end());
     }
-    return Completion<T>(work, p, ws, out, locked, norm2, progress).run(some, precision, edge);
+    std::sort(misled.begin(), misled.end());
+    return misled;
+  }
+
+  // Those that go through steps 4 to 6 together, and how many columns of each come from the projector.
+  struct Alike {
+    int64_t locked;
+    std::vector<int64_t> matrices;
+  };
+
+  // Takes out of `some` those to which the fewest columns that one of them has leave no more to top up than there is
+  // room for: all of them, where ranks are equal.
+  Alike alike(std::vector<int64_t>& some, const std::vector<double>& above) const {
+    Alike found{p.rank, {}};
+    for (int64_t b : some) {
+      found.locked = std::min(found.locked, int64_t(std::lround(above[b])));
+    }
+    const int64_t most = found.locked + most_wanted(p, p.rank);
+    const auto rest = std::stable_partition(some.begin(), some.end(), [&](int64_t b) { return ranks[b] <= most; });
+    found.matrices.assign(some.begin(), rest);
+    some.erase(some.begin(), rest);
+    return found;
+  }
+
+  std::vector<int64_t> complete(const Alike& group, Precision precision) {
+    std::vector<int64_t> own(p.count, 0);
+    for (int64_t b : group.matrices) {
+      own[b] = ranks[b] - group.locked;
+    }
+    return Completion<T>(work, p, ws, out, group.locked, own, norm2, progress).run(group.matrices, precision, edge);
   }
 
   // Step 3 alone, at levels that are given. unresolved: trace(I - S^2), the eigenvalues that S left between -1 and 1.
@@ -818,7 +875,8 @@ struct Projection {
     transform(precision);
     sign(precision, kSignError);
     std::transform(p.cuts, p.cuts + p.count, edge.begin(), [](const Cut& cut) { return cut.edge; });
-    Completion<T>(work, p, ws, out, p.locked, norm2, progress).run_blind(work.selected, precision, edge);
+    const std::vector<int64_t> own(p.count, p.rank - p.locked);
+    Completion<T>(work, p, ws, out, p.locked, own, norm2, progress).run_blind(work.selected, precision, edge);
   }
 
   void run() {
@@ -842,7 +900,7 @@ struct Projection {
 
 }  // namespace
 
-int64_t top_up_block(const SvdProblem& p) { return top_up_of(p, p.rank - p.locked, nullptr).block; }
+int64_t top_up_block(const SvdProblem& p) { return top_up_of(p, p.rank - p.locked, p.locked, nullptr).block; }
 
 template <typename T>
 ScratchSize spectral_scratch(const SvdProblem& p) {

@@ -14,15 +14,17 @@ namespace laser {
 struct SvdProblem {
   int64_t count, rows, cols;
   const double* norm2;  // count, in the Linalg's memory: ||A||_F^2, exact to float64
-  int64_t rank;
-  int64_t block;       // l = r + p <= n, columns of the basis
-  bool gram;           // iterate on G = A^T A, formed once, instead of A and A^T
+  int64_t rank;         // the largest of the batch
+  int64_t block;        // l = r + p <= n, columns of the basis
+  bool gram;            // iterate on G = A^T A, formed once, instead of A and A^T
   bool half;           // RANDOMIZED: filters may multiply operands rounded to bfloat16; SPECTRAL: the projector's steps
   int64_t look_every;  // multiplications between two Rayleigh-Ritz steps, at least
   int64_t max_iter;    // multiplications by G at most
   Tolerance tolerance;
   uint64_t seed;
   const int64_t* keys;  // count, on the host
+  // Where they differ: count, in the Linalg's memory. Not with cuts.
+  const int64_t* ranks = nullptr;
   // SPECTRAL with its search done before: count, on the host, in the scale of A. Null: it searches, and certifies.
   const Cut* cuts = nullptr;
   int64_t locked = 0;  // columns from the projector
@@ -33,7 +35,7 @@ struct SvdProblem {
 
 // A_r = left right^T: right (count, n, r) orthonormal, left = A right (count, m, r); but for SPECTRAL, columns nearly
 // orthogonal with norms sigma_i, descending. Nothing in here is judged useful where progress's status says
-// otherwise.
+// otherwise, nor what lies beyond the columns of a matrix's own rank.
 template <typename T>
 struct SvdResult {
   Block<T> left, right;

@@ -50,11 +50,11 @@ __global__ void measured_kernel(const double* __restrict__ residual2, const int*
 
 template <typename F>
 __global__ void singular_values_kernel(const double* __restrict__ sigma, int64_t rank, const int* __restrict__ exponent,
-                                       F* out, Selection sel) {
+                                       F* out, int64_t pitch, Selection sel) {
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (e < sel.count * rank) {
-    const int64_t b = sel[int(e / rank)], at = b * rank + e % rank;
-    out[at] = F(ldexp(sigma[at], exponent[b]));
+    const int64_t b = sel[int(e / rank)], j = e % rank;
+    out[b * pitch + j] = F(ldexp(sigma[b * rank + j], exponent[b]));
   }
 }
 
@@ -92,13 +92,13 @@ cudaError_t measured(const double* residual2, const int* exponent, double noise,
 }
 
 template <typename F>
-cudaError_t singular_values(const double* sigma, int64_t rank, const int* exponent, F* out, Selection sel,
-                            cudaStream_t stream) {
+cudaError_t singular_values(const double* sigma, int64_t rank, const int* exponent, F* out, int64_t pitch,
+                            Selection sel, cudaStream_t stream) {
   return launch(singular_values_kernel<F>, one_thread_each(sel.count * rank), dim3(kThreads), 0, stream, sigma, rank,
-                exponent, out, sel);
+                exponent, out, pitch, sel);
 }
 
-template cudaError_t singular_values(const double*, int64_t, const int*, float*, Selection, cudaStream_t);
-template cudaError_t singular_values(const double*, int64_t, const int*, double*, Selection, cudaStream_t);
+template cudaError_t singular_values(const double*, int64_t, const int*, float*, int64_t, Selection, cudaStream_t);
+template cudaError_t singular_values(const double*, int64_t, const int*, double*, int64_t, Selection, cudaStream_t);
 
 }  // namespace laser

@@ -23,10 +23,10 @@ cudaError_t certify(const Progress* progress, const Prepared* prepared, int64_t 
 cudaError_t measured(const double* residual2, const int* exponent, double noise, double slack, bool in_place,
                      Certificate* certificates, Selection sel, cudaStream_t stream);
 
-// out (count, rank) = sigma * 2^exponent of the selected matrices.
+// out[b * pitch + j] = sigma[b * rank + j] * 2^exponent[b] of the selected matrices.
 template <typename F>
-cudaError_t singular_values(const double* sigma, int64_t rank, const int* exponent, F* out, Selection sel,
-                            cudaStream_t stream);
+cudaError_t singular_values(const double* sigma, int64_t rank, const int* exponent, F* out, int64_t pitch,
+                            Selection sel, cudaStream_t stream);
 
 // x <- sqrt(x), n values.
 cudaError_t square_roots(double* x, int64_t n, cudaStream_t stream);

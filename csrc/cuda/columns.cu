@@ -33,6 +33,11 @@ cudaError_t copy(Block<const T> from, Block<T> to, Selection sel, cudaStream_t s
 }
 
 template <typename T>
+cudaError_t truncate(Block<T> x, const int64_t* ranks, Selection sel, cudaStream_t stream) {
+  return elementwise(sel, x.rows, x.cols, Truncate<T>{x, ranks}, stream);
+}
+
+template <typename T>
 cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t part, Selection sel,
                   cudaStream_t stream) {
   return elementwise(sel, to.rows, to.cols, Slice<T>{from, to, slices, part}, stream);
@@ -113,6 +118,7 @@ cudaError_t widen_row(Block<const T> row, double* out, Selection sel, cudaStream
 
 #define LASER_INSTANTIATE(T)                                                                                      \
   template cudaError_t copy(Block<const T>, Block<T>, Selection, cudaStream_t);                                   \
+  template cudaError_t truncate(Block<T>, const int64_t*, Selection, cudaStream_t);                               \
   template cudaError_t slice(Block<const T>, Block<BFloat16>, int, int64_t, Selection, cudaStream_t);             \
   template cudaError_t add_columns(Block<const T>, int, Block<T>, Selection, cudaStream_t);                       \
   template cudaError_t mirror(Block<T>, Selection, cudaStream_t);                                                 \

@@ -1,6 +1,7 @@
 // Work:    elementwise steps as in elementwise.cuh. Column sums: one block per 32 columns and kSumRows rows, 8 rows
 //          side by side, then one thread per column adds the parts up.
-// Memory:  copy 2, slice 1 + slices/2, add_columns 1 + parts, chebyshev 2 to 4, column sums 1 or 2 passes over a block:
+// Memory:  copy 2, truncate at most 1, slice 1 + slices/2, add_columns 1 + parts, chebyshev 2 to 4, column sums 1 or 2
+// passes over a block:
 //          all bounded by bytes.
 // Order:   sums are float64, in an order that depends on the shape alone.
 #pragma once
@@ -17,6 +18,19 @@ struct Copy {
 
   __device__ T take(int64_t b, int64_t i, int64_t j) const { return from.at(b, i, j); }
   __device__ void put(int64_t b, int64_t i, int64_t j, T value) const { to.at(b, i, j) = value; }
+};
+
+template <typename T>
+struct Truncate {
+  Block<T> x;
+  const int64_t* ranks;
+
+  __device__ bool take(int64_t b, int64_t, int64_t j) const { return j >= ranks[b]; }
+  __device__ void put(int64_t b, int64_t i, int64_t j, bool beyond) const {
+    if (beyond) {
+      x.at(b, i, j) = T(0);
+    }
+  }
 };
 
 template <typename T>

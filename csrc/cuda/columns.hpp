@@ -13,6 +13,10 @@ namespace laser {
 template <typename T>
 cudaError_t copy(Block<const T> from, Block<T> to, Selection sel, cudaStream_t stream);
 
+// Linalg::truncate.
+template <typename T>
+cudaError_t truncate(Block<T> x, const int64_t* ranks, Selection sel, cudaStream_t stream);
+
 // The slices of from (slices.hpp), the k-th at to.data + k * part.
 template <typename T>
 cudaError_t slice(Block<const T> from, Block<BFloat16> to, int slices, int64_t part, Selection sel,

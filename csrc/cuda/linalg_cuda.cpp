@@ -317,6 +317,11 @@ void LinalgCuda<T>::inverse_factor(Block<const T> s, Block<T> w, double* failed)
 }
 
 template <typename T>
+void LinalgCuda<T>::truncate(Block<T> x, const int64_t* ranks) {
+  check(laser::truncate(x, ranks, batch_.selection, context_.stream), "truncate", x.count, x.rows, x.cols);
+}
+
+template <typename T>
 void LinalgCuda<T>::dot(Block<const T> x, Block<const T> y, double* out) {
   double* partial = room(context_, partials_, column_partials(x.rows, x.cols, x.count));
   check(laser::dot(x, y, out, partial, batch_.selection, context_.stream), "dot", x.count, x.rows, x.cols);

@@ -44,6 +44,7 @@ class LinalgCuda final : public Linalg<T> {
   void add(double alpha, Block<const T> x, double beta, Block<T> y) override;
   void add_symmetric(double alpha, Block<const T> y, double beta, Block<T> x) override;
   void inverse_factor(Block<const T> s, Block<T> w, double* failed) override;
+  void truncate(Block<T> x, const int64_t* ranks) override;
   void dot(Block<const T> x, Block<const T> y, double* out) override;
   void trace(Block<const T> x, double* out) override;
   void sketch(Block<T> q, uint64_t seed, const int64_t* keys) override;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -51,7 +52,8 @@ Block<T> oriented(const Call& call, Block<T> x) {
 }
 
 template <typename T>
-SvdProblem problem_of(const Call& call, int64_t first, int64_t count, const double* norm2) {
+SvdProblem problem_of(const Call& call, int64_t first, int64_t count, const double* norm2,
+                      const int64_t* ranks = nullptr) {
   const Request& r = call.request;
   const double eps = std::numeric_limits<T>::epsilon();
   const double sums = std::is_same_v<T, float> ? std::max(1.0, double(call.tall()) / kTermsPerRounding) : 1.0;
@@ -68,6 +70,7 @@ SvdProblem problem_of(const Call& call, int64_t first, int64_t count, const doub
           {r.tol, eps, certificate::kNoise * eps * sums, kFloor * input_eps(call.weight.dtype)},
           r.seed,
           r.keys->data() + first,
+          ranks,
           r.cuts ? r.cuts->data() + first : nullptr,
           r.locked};
 }
@@ -177,7 +180,8 @@ void full_svd(const Call& call, const SvdProblem& p, LinalgCuda<T>& la, const Op
     if (unsolved[b]) {
       progress[b].status = Status::kPrecision;
     } else {
-      progress[b] = judge_full_svd(&host[b * n], n, r, call.known[first + b].norm2, p.tolerance);
+      progress[b] =
+          judge_full_svd(&host[b * n], n, call.request.rank_of(first + b), call.known[first + b].norm2, p.tolerance);
     }
   }
   check(cudaMemcpyAsync(out.progress, progress.data(), progress.size() * sizeof(Progress), cudaMemcpyHostToDevice,
@@ -186,28 +190,26 @@ void full_svd(const Call& call, const SvdProblem& p, LinalgCuda<T>& la, const Op
   check(cudaStreamSynchronize(context.stream), "full_svd", p.count, m, n);  // progress is about to go
 }
 
-// The factors of the selected matrices, in the weight's orientation, F = float or double.
+// The factors of the selected matrices, all of rank r, in the weight's orientation, F = float or double.
 template <typename T, typename F>
-void write_factors(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result, const int* exponent, int64_t first,
-                   int64_t count) {
+void write_factors(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result, int64_t r, const int* exponent,
+                   int64_t first, int64_t count) {
   const CudaContext& context = call.context;
-  const int64_t m = call.weight.rows, n = call.weight.cols, r = call.request.rank;
+  const int64_t m = call.weight.rows, n = call.weight.cols, most = call.request.rank;
   DeviceArray<double> sigma(context, count * r), sign(context, count * r);
   DeviceArray<T> scratch(context, factors_scratch(count, call.tall(), r).elements);
-  factors<T>(la, result.left, result.right, sigma.get(), {scratch.get(), nullptr});
-  const Block<T>&u = call.wide_shape() ? result.right : result.left,
-        &v = call.wide_shape() ? result.left : result.right;
+  const Block<T> left = result.left.first_columns(r), right = result.right.first_columns(r);
+  factors<T>(la, left, right, sigma.get(), {scratch.get(), nullptr});
   const Selection& sel = la.batch().selection;
-  F* to_u = static_cast<F*>(call.factors->u) + first * m * r;
-  F* to_s = static_cast<F*>(call.factors->s) + first * r;
-  F* to_vh = static_cast<F*>(call.factors->vh) + first * r * n;
-  const Block<const T> from_u = u, from_v = v;
+  const Block<F> to_u = Block<F>::dense(static_cast<F*>(call.factors->u) + first * m * most, count, m, most);
+  const Block<F> to_vh = Block<F>::dense(static_cast<F*>(call.factors->vh) + first * most * n, count, most, n);
+  F* to_s = static_cast<F*>(call.factors->s) + first * most;
+  const Block<const T> from_u = call.wide_shape() ? right : left, from_v = call.wide_shape() ? left : right;
   check(column_signs(from_u, sign.get(), sel, context.stream), "factors", count, m, r);
-  check(scale_columns(from_u, sign.get(), Block<F>::dense(to_u, count, m, r), sel, context.stream), "factors", count, m,
-        r);
-  check(scale_columns(from_v, sign.get(), Block<F>::dense(to_vh, count, r, n).transposed(), sel, context.stream),
-        "factors", count, n, r);
-  check(singular_values(sigma.get(), r, exponent, to_s, sel, context.stream), "factors", count, r, 1);
+  check(scale_columns(from_u, sign.get(), to_u.first_columns(r), sel, context.stream), "factors", count, m, r);
+  check(scale_columns(from_v, sign.get(), to_vh.transposed().first_columns(r), sel, context.stream), "factors", count,
+        n, r);
+  check(singular_values(sigma.get(), r, exponent, to_s, most, sel, context.stream), "factors", count, r, 1);
   const double status = int(Status::kPrecision);
   for (int64_t b : la.unsolved()) {
     la.send(&status, &call.certificates[first + b].status, sizeof(status));
@@ -215,9 +217,13 @@ void write_factors(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& resu
 }
 
 template <typename T>
-void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result, const int* exponent, double noise,
-                 int64_t first, int64_t count) {
+void write_dense(const Call& call, LinalgCuda<T>& la, const SvdResult<T>& result, const int64_t* ranks,
+                 const int* exponent, double noise, int64_t first, int64_t count) {
   const CudaContext& context = call.context;
+  if (ranks) {  // 0 times what is no number would be none either
+    la.truncate(result.left, ranks);
+    la.truncate(result.right, ranks);
+  }
   const auto part = [&](const Weight& w) {
     Weight some = w;
     some.data = static_cast<const char*>(w.data) + first * w.stride * size_of(w.dtype);
@@ -246,7 +252,14 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
   DeviceArray<double> norm2(context, count);
   DeviceArray<int> exponent(context, count);
   check(unpack(call.prepared + first, count, norm2.get(), exponent.get(), context.stream), "prepare", count, m, n);
-  const SvdProblem problem = problem_of<T>(call, first, count, norm2.get());
+  const DeviceArray<int64_t> own(context, request.ranks ? count : 0);
+  if (request.ranks) {
+    check(cudaMemcpyAsync(own.get(), request.ranks->data() + first, size_t(count) * sizeof(int64_t),
+                          cudaMemcpyHostToDevice, context.stream),
+          "prepare", count, m, n);
+  }
+  const int64_t* const ranks = request.ranks ? own.get() : nullptr;
+  const SvdProblem problem = problem_of<T>(call, first, count, norm2.get(), ranks);
   const Loaded<T> loaded(call, first, count);
   DeviceArray<T> results(context, count * (m + n) * r);
   DeviceArray<Progress> progress(context, count);
@@ -274,10 +287,10 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
         "certify", count, m, n);
 
   LinalgCuda<T> la(context, count);
+  std::vector<int64_t> good;
   if (!call.known.empty()) {
     std::vector<Progress> found(count);
     la.read(progress.get(), found);
-    std::vector<int64_t> good;
     for (int64_t b = 0; b < count; ++b) {
       if (found[b].status == Status::kOk || found[b].status == Status::kUncertified) {
         good.push_back(b);
@@ -289,11 +302,17 @@ void reduce_group(const Call& call, int64_t first, int64_t count) {
     la.select(good);
   }
   if (call.dense) {
-    write_dense(call, la, result, exponent.get(), problem.tolerance.noise, first, count);
-  } else if (call.weight.dtype == Dtype::kFloat64) {
-    write_factors<T, double>(call, la, result, exponent.get(), first, count);
-  } else {
-    write_factors<T, float>(call, la, result, exponent.get(), first, count);
+    write_dense(call, la, result, ranks, exponent.get(), problem.tolerance.noise, first, count);
+    return;
+  }
+  std::map<int64_t, std::vector<int64_t>> by_rank;
+  for (int64_t b : good) {
+    by_rank[request.rank_of(first + b)].push_back(b);
+  }
+  for (const auto& [rank, some] : by_rank) {
+    la.select(some);
+    const auto write = call.weight.dtype == Dtype::kFloat64 ? write_factors<T, double> : write_factors<T, float>;
+    write(call, la, result, rank, exponent.get(), first, count);
   }
 }
 
@@ -305,7 +324,7 @@ int64_t own_limit(const CudaContext& context, const Request& request) {
 // Whether nothing is looked at before it is written: that a CUDA graph may hold.
 bool is_blind(const CudaContext& context, const Request& request, const Factors* factors) {
   const bool loop = request.route == RouteKind::kRandomized && request.block <= own_limit(context, request);
-  return request.tol < 0 && (loop || request.cuts) && !factors;
+  return request.tol < 0 && (loop || request.cuts) && !factors && !request.ranks;
 }
 
 // Where cuts are given nothing may wait for the device, so every eigenproblem must fit our kernel.

@@ -30,17 +30,19 @@ class Batching(NamedTuple):
         most: bytes of weights beyond which a larger batch gains little.
         parts: one part in so many of the memory budget is for weights in flight.
         waiting: batches that the budget has room for beside those that workers hold: being read, being written, spare.
+        mixed: matrices of several ranks go together; `low_rank` sees which of them share a call (dispatch.share_ranks).
     """
 
     most: int
     parts: int
     waiting: int
+    mixed: bool
 
 
 # CPU: measured; three quarters of the budget are workspace (float32 copies and bases). GPU: by the cost model a bfloat16
 # 4096x4096 at 10 % takes 14.9, 5.8, 4.3, 3.5 ms in batches of 2, 8, 16, 32; workspace is the device's, and the host holds a
 # worker's batch once more, pinned.
-BATCHING = {"cpu": Batching(64 << 20, 4, 3), "cuda": Batching(1 << 30, 2, 2)}
+BATCHING = {"cpu": Batching(64 << 20, 4, 3, False), "cuda": Batching(1 << 30, 2, 2, True)}
 
 Kind = TypeVar("Kind", bound=Hashable)
 Item = TypeVar("Item")
@@ -97,22 +99,26 @@ class Matrix(Named):
     order: int
     source: int
     target: int
+    rank: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """Matrices of one shape, dtype and rank that are reduced in one call. `dtype` is that of the source.
+    """Matrices of one shape and dtype that are reduced together. `dtype` is that of the source.
 
-    What they become is A_r, or, `factored`, A (r, n) and behind it B (m, r): in the file as in memory, where the factors
-    take the beginning of the place that the matrix had.
+    What they become is A_r, or, `factored` and then all of one rank, A (r, n) and behind it B (m, r): in the file as in
+    memory, where the factors take the beginning of the place that the matrix had.
     """
 
     rows: int
     cols: int
     dtype: str
-    rank: int
     factored: bool = False
     matrices: tuple[Matrix, ...] = ()
+
+    @property
+    def ranks(self) -> list[int]:
+        return [matrix.rank for matrix in self.matrices]
 
     @property
     def stored_dtype(self) -> str:
@@ -126,7 +132,7 @@ class Group:
     @property
     def written_numbers(self) -> int:
         """Numbers that are written for one matrix."""
-        return self.rank * (self.rows + self.cols) if self.factored else self.rows * self.cols
+        return max(self.ranks) * (self.rows + self.cols) if self.factored else self.rows * self.cols
 
     @property
     def written_bytes(self) -> int:
@@ -199,6 +205,7 @@ def lay_out(
     fp8: Collection[str],
     most: int,
     factored: Collection[str] = (),
+    mixed: bool = False,
 ) -> tuple[ShardLayout, ...]:
     """The output files for the source `shards` (name, header), in their order.
 
@@ -207,6 +214,7 @@ def lay_out(
         fp8: the block-scaled fp8 weights; all of them become bf16 and their scales are left out.
         most: bytes of weights that share a call (group_bytes).
         factored: the targets that become factors.
+        mixed: as in Batching; factors of several ranks never go together.
     """
     chosen = {target.name: (order, target) for order, target in enumerate(targets)}
     layouts = []
@@ -216,7 +224,7 @@ def lay_out(
             continue  # nothing but scales
         raw, entries = places
         at = {entry.name: len(raw) + entry.begin for entry in entries}
-        steps = (*_copies(header, at, chosen, fp8), *_groups(header, at, chosen, most, factored))
+        steps = (*_copies(header, at, chosen, fp8), *_groups(header, at, chosen, most, factored, mixed))
         end = max((entry.end for entry in entries), default=0)
         layouts.append(ShardLayout(file, position, raw, entries, len(raw) + end, steps))
     return tuple(layouts)
@@ -279,24 +287,26 @@ def _groups(
     chosen: Mapping[str, tuple[int, Target]],
     most: int,
     factored: Collection[str],
+    mixed: bool,
 ) -> Iterator[Group]:
-    """Batches of equal (shape, dtype, rank, form), in file order, of at most so many bytes."""
+    """Batches of equal shape, dtype, form and, but for `mixed`, rank, in file order, of at most so many bytes."""
 
-    def matrices() -> Iterator[tuple[Group, int, Matrix]]:
+    def matrices() -> Iterator[tuple[tuple[Group, int | None], int, Matrix]]:
         for entry in sorted(header.entries, key=lambda e: (e.begin, e.end)):
             if entry.name not in chosen:
                 continue
             order, target = chosen[entry.name]
             count = target.experts or 1
             start = at[factor_names(entry.name)[0] if entry.name in factored else entry.name]
+            kind = Group(target.rows, target.cols, target.dtype, entry.name in factored)
             for expert in range(count):
-                kind = Group(target.rows, target.cols, target.dtype, target.rank_of(expert), entry.name in factored)
-                index = None if target.experts is None else expert
+                index, rank = None if target.experts is None else expert, target.rank_of(expert)
                 source = header.data_start + entry.begin + expert * (entry.nbytes // count)
                 place = start + expert * kind.matrix_bytes
-                yield kind, kind.matrix_bytes, Matrix(entry.name, index, order, source, place)
+                apart = None if mixed and not kind.factored else rank
+                yield (kind, apart), kind.matrix_bytes, Matrix(entry.name, index, order, source, place, rank)
 
-    for kind, members in batches(matrices(), most):
+    for (kind, _), members in batches(matrices(), most):
         yield replace(kind, matrices=tuple(members))
 
 

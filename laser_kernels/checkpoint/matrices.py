@@ -19,5 +19,5 @@ def read_matrix(reader: Reader, name: str, expert: int | None) -> torch.Tensor:
     count = entry.shape[0] if len(entry.shape) == 3 else 1
     offset = located.offset + (expert or 0) * (entry.nbytes // count)
     rows, cols = entry.shape[-2:]
-    group = Group(rows, cols, entry.dtype, 0, matrices=(Matrix(name, expert, 0, offset, 0),))
+    group = Group(rows, cols, entry.dtype, matrices=(Matrix(name, expert, 0, offset, 0, 0),))
     return pipeline.load(reader, located.shard, group).tensor[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from laser_kernels import arguments, console
@@ -33,16 +34,18 @@ def plan_rows(work: Work, tol: float, device: str) -> list[dict[str, Any]]:
         problem = dispatch.Problem(
             rows=group.rows,
             cols=group.cols,
-            rank=group.rank,
+            rank=max(group.ranks),
             dtype=str(torch_dtype(group.stored_dtype)).removeprefix("torch."),
             tol=tol,
             device=device.partition(":")[0],
-            batch=len(group.matrices),
             capability=ops.capability(torch.device(device)),
         )
-        route = dispatch.choose(problem)
+        shared = dispatch.share_ranks(problem, Counter(group.ranks), dispatch.choose)
+        batch = Counter(shared[rank] for rank in group.ranks)
         for matrix in group.matrices:
-            seconds[matrix.name] = seconds.get(matrix.name, 0.0) + route.seconds / len(group.matrices)
+            top = shared[matrix.rank]
+            route = dispatch.choose(problem._replace(rank=top, batch=batch[top]))
+            seconds[matrix.name] = seconds.get(matrix.name, 0.0) + route.seconds / batch[top]
             routes[matrix.name] = route.name
     return [
         {

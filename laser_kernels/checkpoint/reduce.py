@@ -77,20 +77,21 @@ def compute_with(tol: float, seed: int, device: str, on_nonfinite: str) -> pipel
 def reduce_group(work: torch.Tensor, group: Group, tol: float, seed: int, on_nonfinite: str) -> list[Info | None]:
     """Turns the matrices (b, m, n) of a group into what is written. None for those that `on_nonfinite` "keep" leaves."""
 
-    def become(weights: torch.Tensor, keys: list[int]) -> list[Info]:
+    def become(weights: torch.Tensor, which: Sequence[int]) -> list[Info]:
         import laser_kernels as lk
 
+        ranks, keys = [group.matrices[i].rank for i in which], [group.matrices[i].key for i in which]
         if group.factored:
-            b, a, infos = factor(weights, group.rank, tol=tol, seed=seed, key=keys)
+            b, a, infos = factor(weights, ranks[0], tol=tol, seed=seed, key=keys)
             pack(b, a, weights)
             return infos
-        _, infos = lk.low_rank(weights, group.rank, tol=tol, seed=seed, key=keys, out=weights, return_info=True)
+        _, infos = lk.low_rank(weights, ranks, tol=tol, seed=seed, key=keys, out=weights, return_info=True)
         return infos
 
-    keys = [matrix.key for matrix in group.matrices]
-    infos: list[Info | None] = [None] * len(keys)
+    every = range(len(group.matrices))
+    infos: list[Info | None] = [None] * len(every)
     try:
-        return list(become(work, keys))
+        return list(become(work, every))
     except NonFiniteError as error:
         labels = [group.matrices[index].label for index in error.indices]
         if on_nonfinite == "error":
@@ -99,10 +100,10 @@ def reduce_group(work: torch.Tensor, group: Group, tol: float, seed: int, on_non
                 f"{', '.join(labels[:5])}: holds NaN or Inf, so it has no low-rank approximation: repair it, "
                 f"leave it out of the plan{keep}"
             ) from error
-        good = [index for index in range(len(keys)) if index not in set(error.indices)]
+        good = [index for index in every if index not in set(error.indices)]
     if good:  # without the bad ones; they are never written to
         part = work[good]
-        found = become(part, [keys[index] for index in good])
+        found = become(part, good)
         work[good] = part
         for index, info in zip(good, found, strict=True):
             infos[index] = info

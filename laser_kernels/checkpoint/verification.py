@@ -232,7 +232,7 @@ def _written(reader: Reader, shard: int, group: Group, matrix: Matrix) -> torch.
     reader.read_into(shard, matrix.target, written.view[: group.written_bytes])
     if not group.factored:
         return written.tensor[0]
-    b, a = unpack(written.tensor[0], group.rank)
+    b, a = unpack(written.tensor[0], matrix.rank)
     return b.double() @ a.double()
 
 
@@ -250,8 +250,8 @@ def _matrix(
     if row.status == KEPT:
         same = raw_bytes(original) == raw_bytes(result)
         return [] if same else [f"{matrix.label}: was kept for NaN or Inf, yet differs from the source"]
-    if row.rank != group.rank:
-        return [f"{matrix.label}: the report says rank {row.rank}, the plan {group.rank}"]
+    if row.rank != matrix.rank:
+        return [f"{matrix.label}: the report says rank {row.rank}, the plan {matrix.rank}"]
     return check_matrix(row, original, result, group.factored)
 
 

@@ -13,6 +13,7 @@ from laser_kernels.checkpoint.layout import (
     DEFAULT_BUDGET,
     Group,
     ShardLayout,
+    batching,
     check_budget,
     group_bytes,
     lay_out,
@@ -115,5 +116,5 @@ def prepare(
     factored, notes = split_targets(selection, reader) if output == "factored" else (frozenset[str](), ())
     shards = [(shard.file, shard.header) for shard in reader.shards]
     most = group_bytes(memory_budget or DEFAULT_BUDGET, device, workers)
-    layouts = lay_out(shards, selection.targets, fp8, most, factored)
+    layouts = lay_out(shards, selection.targets, fp8, most, factored, batching(device).mixed)
     return Work(plan, selection, fp8, factored, layouts, selection.notes + notes, most, found)

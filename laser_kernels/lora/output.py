@@ -135,10 +135,11 @@ def _refuse(selection: Selection, kind: str) -> None:
 
 def _pairs(kind: str, weights: Tensor, group: Group, tol: float, seed: int) -> tuple[Tensor, Tensor, list[Info]]:
     """B and A of the weights (b, m, n), and what is to be said of W_r."""
+    rank = group.matrices[0].rank  # of all of them: `work` was prepared for a CPU
     try:
         if kind == "difference":
-            return difference(weights, group.rank)
-        return factor(weights, group.rank, tol=tol, seed=seed, key=[matrix.key for matrix in group.matrices])
+            return difference(weights, rank)
+        return factor(weights, rank, tol=tol, seed=seed, key=[matrix.key for matrix in group.matrices])
     except NonFiniteError as error:
         labels = ", ".join(group.matrices[index].label for index in error.indices[:5])
         raise CheckpointError(f"{labels}: holds NaN or Inf: repair it, or leave it out of the plan") from error

@@ -239,20 +239,26 @@ EMU_EXPORT int emu_refuse_products(int64_t calls) {
 
 EMU_EXPORT void emu_math_modes(int64_t* out) { math_modes(out); }
 
-// route: 0 randomized, 1 spectral, 2 gram_eigh, 3 full_svd. u null: the dense product goes to `out`. limits: bytes a
-// group may take, bytes the device has (0: enough), shared memory of a block.
+// rank: the largest of `ranks`, which is null where all are equal. route: 0 randomized, 1 spectral, 2 gram_eigh, 3
+// full_svd. u null: the dense product goes to `out`. limits: bytes a group may take, bytes the device has (0: enough),
+// shared memory of a block.
 EMU_EXPORT int emu_rank_reduce(const void* weight, int64_t dtype, int64_t count, int64_t rows, int64_t cols,
                                int64_t stride, int64_t row_stride, void* out, void* u, void* s, void* vh, int64_t rank,
-                               int64_t route, int64_t block, int64_t gram, int64_t wide, int64_t half, double tol,
-                               int64_t max_iter, int64_t seed, const int64_t* keys, double* certificates,
-                               const int64_t* limits) {
+                               const int64_t* ranks, int64_t route, int64_t block, int64_t gram, int64_t wide,
+                               int64_t half, double tol, int64_t max_iter, int64_t seed, const int64_t* keys,
+                               double* certificates, const int64_t* limits) {
   return with_context(limits[0], limits[1], size_t(limits[2]), [&](const CudaContext& context) {
     const Weight w{weight, Dtype(dtype), count, rows, cols, stride, row_stride};
     Weight to = w;
     to.data = out;
     const std::vector<int64_t> each(keys, keys + count);
-    const Request request{RouteKind(route), rank, block,    gram != 0,      wide != 0,
-                          half != 0,        tol,  max_iter, uint64_t(seed), &each};
+    std::vector<int64_t> own;
+    Request request{RouteKind(route), rank, block,    gram != 0,      wide != 0,
+                    half != 0,        tol,  max_iter, uint64_t(seed), &each};
+    if (ranks) {
+      own.assign(ranks, ranks + count);
+      request.ranks = &own;
+    }
     const Factors factors{u, s, vh};
     rank_reduce_cuda(context, w, request, u ? nullptr : &to, u ? &factors : nullptr,
                      reinterpret_cast<Certificate*>(certificates));
