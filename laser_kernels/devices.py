@@ -46,13 +46,14 @@ def workers(devices: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Place:
-    """One worker's way onto its device: a stream of its own on a GPU, nothing on the CPU."""
+    """One worker's way onto its device and back: a stream of its own and pinned memory on a GPU, nothing on the CPU."""
 
     def __init__(self, device: str):
         import torch
 
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._pinned = torch.empty(0, dtype=torch.uint8)  # a batch on its way there, and on its way back
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -66,10 +67,21 @@ class Place:
                 yield
 
     def bring(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` itself on the CPU, a copy on the device else, through pinned memory."""
-        return tensor if self._stream is None else tensor.pin_memory().to(self._device, non_blocking=True)
+        """`tensor` itself on the CPU; else a copy on the device, in `current`, whose work must be done before the next."""
+        return tensor if self._stream is None else self._pin(tensor).copy_(tensor).to(self._device, non_blocking=True)
 
     def take_back(self, work: torch.Tensor, tensor: torch.Tensor) -> None:
         """tensor <- work, which `bring` made of it."""
-        if work is not tensor:
-            tensor.copy_(work)
+        if self._stream is not None:
+            pinned = self._pin(tensor).copy_(work, non_blocking=True)
+            self._stream.synchronize()
+            tensor.copy_(pinned)
+
+    def _pin(self, like: torch.Tensor) -> torch.Tensor:
+        """Pinned memory of the shape and dtype of `like`; what it held is lost."""
+        import torch
+
+        if like.nbytes > self._pinned.nbytes:
+            self._pinned = torch.empty(0, dtype=torch.uint8)  # given back first
+            self._pinned = torch.empty(like.nbytes, dtype=torch.uint8, pin_memory=True)
+        return self._pinned[: like.nbytes].view(like.dtype).view(like.shape)

@@ -77,6 +77,7 @@ class Rates(NamedTuple):
     half: float  # rate of products of bfloat16 operands / of `flops`; 0 where there is no gain
     look_every: int  # multiplications between two Rayleigh-Ritz steps, at least
     batched: bool  # latency and calls are paid once per batch, not once per matrix
+    sliced: float = 0  # products among blocks of SLICED columns and more, as good as float32: six of bfloat16 slices
 
 
 _CPU = Rates(
@@ -142,8 +143,14 @@ def rates_of(problem: Problem) -> Rates:
     sliced = problem.tol != 0 and (problem.dtype != "float32" or min(problem.rows, problem.cols) >= SLICED)
     if problem.device == "cuda" and problem.dtype in _SLICE_PRODUCTS and sliced:
         full, gram = _SLICE_PRODUCTS[problem.dtype]
-        return rates._replace(flops=rates.flops * rates.half / full, half=float(full), gram=gram / full)
+        rounded = rates.flops * rates.half
+        return rates._replace(flops=rounded / full, half=float(full), gram=gram / full, sliced=rounded / 6)
     return rates
+
+
+def _block_flops(width: int, rates: Rates) -> float:
+    """Rate of products among blocks of this many columns."""
+    return max(rates.block_flops, rates.sliced if width >= SLICED else 0.0)
 
 
 def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
@@ -213,18 +220,18 @@ def _randomized_seconds(
     if gram:
         full = rounds if half else multiplies + 1
         rounded = rates.flops * (rates.half or 1)
-        products = full * product(n, n, block, rates.block_flops)
+        products = full * product(n, n, block, _block_flops(block, rates))
         products += (multiplies + 1 - full) * product(n, n, block, rounded)
         iterate = _gram_seconds(m, n, rates) + products + product(m, n, rank)
     else:
         full = rounds if half else 2 * multiplies + 2  # half: only one product of each Rayleigh-Ritz step is in full
         iterate = (full + (2 * multiplies + 2 - full) / (rates.half or 1)) * product(m, n, block)
-    small = rounds * (12.0 * n * block**2 / rates.block_flops + _eigh_seconds(block, rates, batch))
+    small = rounds * (12.0 * n * block**2 / _block_flops(block, rates) + _eigh_seconds(block, rates, batch))
     calls = 15 + 20 * rounds + 3 * multiplies
     if rates.batched:  # CholeskyQR is a series of launches, and makes of the block's products what float32 ones cost
         passes = multiplies + rounds
         calls += passes * (20 + 6 * -(-block // CHOLESKY_PANEL))
-        small += (passes - 2 * rounds) * 4.0 * n * block**2 / rates.block_flops
+        small += (passes - 2 * rounds) * 4.0 * n * block**2 / _block_flops(block, rates)
     return iterate + small + calls * rates.call / (batch if rates.batched else 1)
 
 
@@ -253,8 +260,7 @@ def _spectral_seconds(m: int, n: int, rank: int, half: bool, rates: Rates, batch
     rounded = SPECTRAL_SEARCHES + 3 * SPECTRAL_QUINTICS + share
     full = 2 / 3 * SPECTRAL_SEARCHES + 2.5 * share + 10.5 * share**2 + 4 * share**3  # rough ones count half
     halves = rates.flops * (rates.half if half else 1.0)
-    sixth = halves / 6 if half and rank >= SLICED else 0.0  # as good as float32 by six products of slices
-    products = 2.0 * n**3 * (rounded / halves + full / max(rates.block_flops, sixth))
+    products = 2.0 * n**3 * (rounded / halves + full / _block_flops(rank, rates))
     moments = SPECTRAL_SEARCHES * SPECTRAL_MOMENTS * (2.0 if half else 4.0) * n * n / rates.bytes
     block = min(n, SPECTRAL_TOP_UP)
     together = min(batch, SPECTRAL_GROUP)

@@ -48,6 +48,8 @@ PYBIND11_MODULE(_core, m) {
       "(csrc/core/certificate.hpp).");
   m.def("level_of", laser::level_of, py::arg("moments"), py::arg("count"),
         "The t above which `count` eigenvalues lie, from Chebyshev moments (csrc/core/kernel_polynomial.hpp).");
+  m.def("sum_below", laser::sum_below, py::arg("moments"), py::arg("t"),
+        "Sum of (1 + x) / (1 - x) over the eigenvalues x below t (csrc/core/kernel_polynomial.hpp).");
   m.def(
       "sign_quintics",
       [](double low, double error) {

@@ -39,6 +39,15 @@ def test_low_rank_keeps_the_contract(shape, dtype, route):
         keeps_the_contract(one, y, info)
 
 
+@pytest.mark.parametrize("shape", [(2, 1600, 1500), (1, 6000, 1500)], ids=str)  # through A and A^T; through A^T A
+def test_blocks_of_512_columns_are_multiplied_in_slices(shape):
+    a = stack(*shape)
+    x, infos = lk.low_rank(a, 500, route="randomized", return_info=True)
+    for one, y, info in zip(a, x, infos, strict=True):
+        keeps_the_contract(one, y, info)
+        assert info.route == "randomized" and info.status == "ok"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_factors_are_an_svd(dtype):
     a = stack(2, 400, 260, dtype=dtype)
@@ -235,6 +244,26 @@ def test_a_checkpoint_goes_through_the_gpu_and_back(tmp_path):
         assert residual(weight, written[name]) == pytest.approx(
             next(row.residual for row in reports["cuda:0"].rows if row.name == name), rel=1e-3
         )
+
+
+def test_factors_for_an_adapter_come_back_whole(tmp_path):
+    """Of batches of several sizes, one after another through the same pinned memory."""
+    source = tmp_path / "source"
+    source.mkdir()
+    shapes = [(300, 200), (500, 400), (200, 300), (400, 500)]
+    tensors = {f"layers.{i}.w.weight": llm_like(*shapes[i % 4], i).bfloat16().cpu() for i in range(8)}
+    save_file(tensors, source / "model.safetensors")
+    plan = {"rules": [{"targets": "re:weight", "rank": 0.1}]}
+    found = {}
+    for device in ("cpu", "cuda"):
+        lk.reduce_to_lora(source, tmp_path / device, plan, kind="factors", device=device)
+        written = load_file(tmp_path / device / "adapter_model.safetensors")
+        found[device] = {
+            n: written[n].double() @ written[n.replace("lora_B", "lora_A")].double() for n in written if "lora_B" in n
+        }
+    assert len(found["cpu"]) == 8
+    for name, product in found["cuda"].items():
+        assert norm(product - found["cpu"][name]) <= 0.02 * norm(product)
 
 
 def test_a_model_on_the_gpu_is_reduced_in_place():

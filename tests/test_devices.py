@@ -102,3 +102,28 @@ def test_a_device_that_fails_ends_the_run_with_its_reason(tmp_path, monkeypatch)
         reduced(tmp_path, "broken")
     assert not (tmp_path / "broken" / "laser_report.json").exists()
     assert not (tmp_path / "broken" / "model.safetensors.index.json").exists()
+
+
+def test_batches_travel_through_one_piece_of_pinned_memory(monkeypatch):
+    """Of several sizes and dtypes; the stream is waited for before what came back is read."""
+    empty, waited, pinned = torch.empty, [], []
+
+    class Stream:
+        def synchronize(self):
+            waited.append(True)
+
+    def fake_empty(*shape, pin_memory=False, **options):
+        pinned.append(shape[0]) if pin_memory else None
+        return empty(*shape, **options)
+
+    place = devices.Place("cpu")
+    place._stream = Stream()
+    monkeypatch.setattr(torch, "empty", fake_empty)
+    batches = [((2, 3, 4), torch.bfloat16), ((5, 6, 7), torch.float32), ((1, 2, 3), torch.float64)]
+    for count, (shape, dtype) in enumerate(batches, 1):
+        tensor = torch.randn(shape).to(dtype)
+        before, work = tensor.clone(), place.bring(tensor).clone()
+        assert torch.equal(work, before)
+        place.take_back(work * 2, tensor)
+        assert torch.equal(tensor, before * 2) and len(waited) == count
+    assert pinned == [48, 840]

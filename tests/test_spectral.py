@@ -80,6 +80,24 @@ def test_level_of_counts_from_moments(spectrum):
         assert least <= count <= most, (spectrum, count, level)
 
 
+@pytest.mark.parametrize("spectrum", ["power", "exponential", "gap"])
+def test_the_energy_of_the_tail_from_moments(spectrum):
+    """Never much too small, and right where the tail is no less than what the kernel smears there."""
+    n, order = 500, 128
+    index = torch.arange(1, n + 1).double()
+    eigenvalues = {"power": index**-1.2, "exponential": (-index / 60).exp(), "gap": torch.where(index <= 250, 1, 0.05)}
+    values = eigenvalues[spectrum].double()
+    for count in (125, 250, 400):
+        mu = values[count - 1 : count + 1].mean().item()
+        t = (values - mu) / (values + mu)
+        moments = torch.cos(torch.arange(order).double()[:, None] * torch.acos(t.clamp(-1, 1))).sum(1).tolist()
+        level = _core.level_of(moments, float(count))
+        found, tail = mu * _core.sum_below(moments, level), values[count:].sum().item()
+        print(f"{spectrum} {count}: {found:.4g}, {tail:.4g}")
+        assert 0.9 * tail <= found
+        assert spectrum == "gap" or found <= 1.1 * tail
+
+
 # --- the route
 
 
@@ -125,6 +143,21 @@ def test_float64_reaches_small_tolerances_and_bad_conditions(kappa, tol):
         out, (row,) = attempt(a, rank, tol=tol, wide=True)
         assert row["status"] == Status.OK, (rank, row)
         assert residual(a[0], out[0]) <= residual_bound(a[0], rank, tol)
+
+
+@pytest.mark.parametrize("kappa", [1e4, 1e6])
+def test_what_rounding_hides_is_seen_before_a_projector_is_made(kappa):
+    """The search alone, two transforms, of about 10 products where n is as small as this."""
+    n = 256
+    a = with_spectrum(n, n, torch.logspace(0, -math.log10(kappa), n, dtype=torch.float64))[None].float()
+    for rank in (128, 200):
+        tail = optimal_residual(a[0], rank) / norm(a[0])
+        _, (row,) = attempt(a, rank, tol=1e-4)
+        print(f"kappa {kappa:.0e}, rank {rank}: tail {tail:.1e}, {row['iterations']:.0f} products")
+        assert row["status"] == Status.PRECISION and row["projected"] == 0
+        assert row["iterations"] <= 20
+        _, (row,) = attempt(a.double(), rank, tol=1e-4, wide=True)
+        assert row["status"] == Status.OK and row["iterations"] > 30
 
 
 def test_real_weights(smollm2):

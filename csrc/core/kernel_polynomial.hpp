@@ -12,4 +12,8 @@ double count_above(const std::vector<double>& moments, double t);
 // The t above which `count` eigenvalues lie: count_above's inverse.
 double level_of(const std::vector<double>& moments, double count);
 
+// The sum of (1 + x) / (1 - x) over the eigenvalues x of T below t: what they are of mu, where T is the Cayley
+// transform at mu. Too large rather than too small: the kernel smears what lies near -1, and above t.
+double sum_below(const std::vector<double>& moments, double t);
+
 }  // namespace laser

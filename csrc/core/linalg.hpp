@@ -33,12 +33,12 @@ class Linalg {
 
   // --- products of blocks
   virtual void copy(Block<const T> from, Block<T> to) = 0;
-  virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;  // c = a b, for any strides
+  virtual void multiply(Block<const T> a, Block<const T> b, Block<T> c) = 0;  // c = a b, for any strides: kFull
   virtual void gram(Block<const T> a, Block<T> g) = 0;                        // g = a^T a, exactly symmetric
   virtual void round(Block<const T> from, Block<BFloat16> to) = 0;
   virtual void multiply_half(Block<const BFloat16> a, Block<const T> b, Block<T> c) = 0;  // Precision::kHalf
-  // c = a b with both operands rounded; double blocks are multiplied in full. kFull is `multiply` by whatever way is
-  // fastest for large blocks. A CPU gains nothing by rounding, and does it only to show what a GPU would compute.
+  // c = a b with both operands rounded; double blocks are multiplied in full. A CPU gains nothing by rounding, and does
+  // it only to show what a GPU would compute.
   virtual void multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) = 0;
 
   // --- square matrices, and sums of blocks

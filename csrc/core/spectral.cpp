@@ -1,8 +1,8 @@
 // SPECTRAL: the leading right singular subspace by matrix products alone, whatever its dimension.
 //
 //   1 search     T = I - 2 (G/mu + I)^-1 has the eigenvalues (lambda - mu) / (lambda + mu): outliers go to 1, the cut
-//   is
-//                brought to 0. Chebyshev moments of T count its eigenvalues; mu <- the mu that the count asks for.
+//                is brought to 0. Chebyshev moments of T count its eigenvalues; mu <- the mu that the count asks for.
+//                They also say how much lies below the cut, and with it whether this precision can certify tol.
 //   2 bracket    level t_1 of T above which all but about d of the r wanted eigenvalues lie
 //   3 project    S = sign(T - t_1 I) by odd quintics;  R = trace (I + S) / 2 <= r
 //   4 lock       Q = orth( (I + S) Omega / 2 ), (n, R), then once: correct, with theta = the cut that step 1 found
@@ -77,6 +77,9 @@ constexpr int64_t kBlockMultiple = 16;
 // A top-up of more than this share of what is left takes the whole space: estimates from the few directions outside
 // would have no statistics to stand on, and of so many random columns some are nearly dependent.
 constexpr double kNearlyWhole = 0.75;
+
+// The energy of the tail, by its moments, was never found less than this many times too small.
+constexpr double kTailError = 1.25;
 
 // The top-up's share of tol. What Q lacks falls by orders of magnitude with each correction, what V lacks costs steps.
 constexpr double kTopUpShare = 0.75;
@@ -694,6 +697,14 @@ struct Projection {
     return found;
   }
 
+  // Whether rounding hides what tol asks for: noise alone keeps the top-up's bound above its share, were the tail's
+  // energy even this much larger than found.
+  bool hides(double tail2, double whole2) const {
+    const Tolerance& t = p.tolerance;
+    const bool counts_as_zero = t.noise <= t.floor * t.floor;
+    return t.tol >= 0 && !counts_as_zero && t.noise * whole2 > 2 * kTopUpShare * t.tol * kTailError * tail2;
+  }
+
   // Steps 1 and 2. Leaves T in ws.t.
   void search(Precision precision) {
     la.read(p.norm2, norm2);
@@ -725,9 +736,12 @@ struct Projection {
           continue;
         }
         edge[b] = mu[b] * (1 + cut) / (1 - cut);
-        if (!(std::abs(cut) < 1)) {
+        const bool centred = std::abs(cut) <= kCentred;
+        // Away from 0 the cut is a rough one: then as if all eigenvalues were of its size.
+        const double tail2 = centred ? mu[b] * sum_below(moment[b], cut) : double(n) * edge[b];
+        if (!(std::abs(cut) < 1) || hides(tail2, norm2[b])) {
           progress[b].status = Status::kPrecision;
-        } else if (std::abs(cut) > kCentred) {
+        } else if (!centred) {
           mu[b] = edge[b];
           todo.push_back(b);
         } else {

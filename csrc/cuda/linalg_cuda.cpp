@@ -80,8 +80,9 @@ E* LinalgCuda<T>::room(const CudaContext& context, DeviceArray<E>& scratch, int6
 }
 
 template <typename T>
-int64_t linalg_cuda_bytes(int64_t rows, int64_t block) {
-  const int64_t side = rows * pitch_of(block), sliced = side + (block >= kSlicedSide ? block * block : 0);
+int64_t linalg_cuda_bytes(int64_t rows, int64_t block, int64_t square) {
+  const int64_t side = rows * pitch_of(block), other = std::max(square * square, block * block);
+  const int64_t sliced = side + (block >= kSlicedSide ? other : 0);
   const int64_t slices = kAllSlices * (sliced * int64_t(sizeof(BFloat16)) + side * int64_t(sizeof(T)));
   return (std::is_same_v<T, float> ? slices : 0) + rows * block * int64_t(sizeof(T)) +
          8 * (column_partials(rows, block, 1) + block + 64) + 8 * normalize_partials(rows, block, 1);
@@ -181,7 +182,7 @@ void LinalgCuda<T>::copy(Block<const T> from, Block<T> to) {
 
 template <typename T>
 void LinalgCuda<T>::multiply(Block<const T> a, Block<const T> b, Block<T> c) {
-  laser::multiply<T, T>(context_, a, b, c, T(0), batch_);
+  multiply_full(a, b, c, T(1), T(0));
 }
 
 template <typename T>
@@ -246,7 +247,7 @@ void LinalgCuda<T>::multiply_full(Block<const T> a, Block<const T> b, Block<T> c
 template <typename T>
 void LinalgCuda<T>::multiply_rounded(Block<const T> a, Block<const T> b, Block<T> c, Precision precision) {
   if (std::is_same_v<T, double> || precision == Precision::kFull) {
-    multiply_full(a, b, c, T(1), T(0));
+    multiply(a, b, c);
   } else {
     multiply_slices(a, b, c, precision == Precision::kHalf ? 1 : 2, T(1), T(0));
   }
@@ -462,8 +463,8 @@ void LinalgCuda<T>::send(const void* host, void* to, size_t bytes) {
 
 template class LinalgCuda<float>;
 template class LinalgCuda<double>;
-template int64_t linalg_cuda_bytes<float>(int64_t, int64_t);
-template int64_t linalg_cuda_bytes<double>(int64_t, int64_t);
+template int64_t linalg_cuda_bytes<float>(int64_t, int64_t, int64_t);
+template int64_t linalg_cuda_bytes<double>(int64_t, int64_t, int64_t);
 template int64_t linalg_cuda_square_bytes<float>(int64_t);
 template int64_t linalg_cuda_square_bytes<double>(int64_t);
 

@@ -96,9 +96,10 @@ class LinalgCuda final : public Linalg<T> {
   DeviceArray<T> block_, values_, orders_;
 };
 
-// Bytes of scratch per matrix that an object takes beyond what the driver's own scratch counts.
+// Bytes of scratch per matrix that an object takes beyond what the driver's own scratch counts. square: side of the
+// matrix that blocks are multiplied by, 0: the weight.
 template <typename T>
-int64_t linalg_cuda_bytes(int64_t rows, int64_t block);
+int64_t linalg_cuda_bytes(int64_t rows, int64_t block, int64_t square);
 // And beyond that where it multiplies and factors square matrices.
 template <typename T>
 int64_t linalg_cuda_square_bytes(int64_t n);

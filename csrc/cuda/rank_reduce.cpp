@@ -358,7 +358,8 @@ int64_t bytes_of_one(const Call& call) {
     scratch = spectral_scratch<T>(one);
     bytes += linalg_cuda_square_bytes<T>(n);
   }
-  bytes += scratch.elements * int64_t(sizeof(T)) + scratch.doubles * 8 + linalg_cuda_bytes<T>(m, l);
+  const int64_t square = call.request.route == RouteKind::kRandomized && call.request.gram ? n : 0;
+  bytes += scratch.elements * int64_t(sizeof(T)) + scratch.doubles * 8 + linalg_cuda_bytes<T>(m, l, square);
   return bytes;
 }
 

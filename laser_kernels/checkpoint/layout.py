@@ -40,7 +40,7 @@ class Batching(NamedTuple):
 
 
 # CPU: measured; three quarters of the budget are workspace (float32 copies and bases). GPU: by the cost model a bfloat16
-# 4096x4096 at 10 % takes 14.9, 5.8, 4.3, 3.5 ms in batches of 2, 8, 16, 32; workspace is the device's, and the host holds a
+# 4096x4096 at 10 % takes 14.3, 5.2, 3.7, 2.9 ms in batches of 2, 8, 16, 32; workspace is the device's, and the host holds a
 # worker's batch once more, pinned.
 BATCHING = {"cpu": Batching(64 << 20, 4, 3, False), "cuda": Batching(1 << 30, 2, 2, True)}
 

@@ -81,7 +81,8 @@ def reduce_to_lora(
         for layout, group in todo:
             with place.current():
                 b, a, infos = _pairs(kind, place.bring(load(reader, layout.source, group).tensor), group, tol, seed)
-            for matrix, left, right, info in zip(group.matrices, b.cpu(), a.cpu(), infos, strict=True):
+                b, a = b.cpu(), a.cpu()
+            for matrix, left, right, info in zip(group.matrices, b, a, infos, strict=True):
                 lora_b, lora_a = (right.mT, left.mT) if turn else (left, right)
                 pairs[matrix.name.removesuffix(".weight")] = lora_b.contiguous(), lora_a.contiguous()
                 stored = left.numel() + right.numel()
