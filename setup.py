@@ -52,42 +52,47 @@ def check_version(version):
         sys.exit(f"{PACKAGE}: needs torch>=2.11; found {version}. Upgrade torch, then install again.")
 
 
+def compile_into(out, build):
+    """Configure and build with CMake in the folder `build`; the libraries go to `out`."""
+    folder, version = find_torch()
+    check_version(version)
+    compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
+    if not any(map(shutil.which, compiler)):
+        # No failure: laser_kernels/reference.py answers every call, and importing the package says so once.
+        print(
+            f"{PACKAGE}: WARNING: no C++ compiler found; installing without the compiled extension",
+            file=sys.stderr,
+        )
+        return
+    import pybind11
+
+    build.mkdir(parents=True, exist_ok=True)
+    cmake = shutil.which("cmake") or "cmake"
+    configure = [cmake, "-S", str(ROOT), "-B", str(build)]
+    configure += ["-DCMAKE_BUILD_TYPE=Release"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    configure += [f"-DLASER_TORCH_DIR={folder}"]
+    configure += [f"-DLASER_OUT={out}"]
+    configure += [f"-DLASER_CUDA={cuda_choice(folder)}"]
+    archs = os.environ.get("LASER_CUDA_ARCHS")  # unset: forget what an earlier build in this folder was given
+    configure += [f"-DCMAKE_CUDA_ARCHITECTURES={archs}" if archs else "-UCMAKE_CUDA_ARCHITECTURES"]
+    ninja = shutil.which("ninja")
+    if ninja:
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    subprocess.check_call(configure)
+    subprocess.check_call([cmake, "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count()))])
+
+
 class CMakeBuild(build_ext):
     def run(self):
-        folder, version = find_torch()
-        check_version(version)
-        compiler = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
-        if not any(map(shutil.which, compiler)):
-            # No failure: laser_kernels/reference.py answers every call, and importing the package says so once.
-            print(
-                f"{PACKAGE}: WARNING: no C++ compiler found; installing without the compiled extension",
-                file=sys.stderr,
-            )
-            return
-        import pybind11
-
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
-        out = (ROOT if self.inplace else Path(self.build_lib).resolve()) / PACKAGE
-        cmake = shutil.which("cmake") or "cmake"
-        configure = [cmake, "-S", str(ROOT), "-B", str(build)]
-        configure += ["-DCMAKE_BUILD_TYPE=Release"]
-        configure += [f"-DPython_EXECUTABLE={sys.executable}"]
-        configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-        configure += [f"-DLASER_TORCH_DIR={folder}"]
-        configure += [f"-DLASER_OUT={out}"]
-        configure += [f"-DLASER_CUDA={cuda_choice(folder)}"]
-        archs = os.environ.get("LASER_CUDA_ARCHS")  # unset: forget what an earlier build in this folder was given
-        configure += [f"-DCMAKE_CUDA_ARCHITECTURES={archs}" if archs else "-UCMAKE_CUDA_ARCHITECTURES"]
-        ninja = shutil.which("ninja")
-        if ninja:
-            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        subprocess.check_call(configure)
-        subprocess.check_call([cmake, "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count()))])
+        root = ROOT if self.inplace else Path(self.build_lib).resolve()
+        compile_into(root / PACKAGE, Path(self.build_temp).resolve())
 
 
-# optional: setuptools must not fail where the module is absent because there was no compiler
-setup(
-    ext_modules=[Extension(f"{PACKAGE}._core", [], optional=True)],
-    cmdclass={"build_ext": CMakeBuild},
-)
+if __name__ == "__main__":
+    # optional: setuptools must not fail where the module is absent because there was no compiler
+    setup(
+        ext_modules=[Extension(f"{PACKAGE}._core", [], optional=True)],
+        cmdclass={"build_ext": CMakeBuild},
+    )

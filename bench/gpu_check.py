@@ -56,6 +56,7 @@ CASES_FAILED = 3  # speed_cuda.py's, where it came to its end
 LEAST_BENCH = 45.0
 PROBE_LIMIT = 180.0  # a cold machine reads 700 MB of libraries
 REFUSED = re.compile(r"Device not supported|not supported on this device|Unable to (?:initialize|find)|error 999", re.I)
+IN_PLACE = "from setup import PACKAGE, ROOT, compile_into; compile_into(ROOT / PACKAGE, ROOT / 'build' / 'in_place')"
 PROBE = """
 import json
 import torch
@@ -220,8 +221,8 @@ def build(check: Check) -> None:
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-v"]
         command += ["--no-build-isolation", "--no-deps", "--no-index", "-e", "."]
         code, text, _ = check.run("build", command, limit, **settings)
-        if code not in (0, None):  # pip may have refused, or may not write where it installs
-            command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        if code not in (0, None):  # pip may have refused, or may not write where it installs; setuptools may be too old
+            command = [sys.executable, "-c", IN_PLACE]
             code, text, _ = check.run("build in place", command, check.limit("build"), **settings)
         status = state(code)
     seconds = time.monotonic() - start

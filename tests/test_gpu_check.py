@@ -129,7 +129,7 @@ def test_rows_have_the_keys_of_every_command(check):
 FACTS = json.dumps({"gpu": "Some GPU", "cuda_kernels": True})
 
 
-def test_pip_that_fails_is_replaced_by_setup_py(check, monkeypatch):
+def test_pip_that_fails_is_replaced_by_cmake_alone(check, monkeypatch):
     ran = []
 
     def run(what, command, limit, **environment):
@@ -148,6 +148,14 @@ def test_pip_that_fails_is_replaced_by_setup_py(check, monkeypatch):
         gpu_check.build(check)
     assert [what for what, _ in ran] == ["build", "build in place"]
     assert [row["status"] for row in records(check)] == ["ok", "ok", "failed: exit code 1"]
+
+
+def test_cmake_alone_needs_nothing_of_setuptools_but_that_it_is_there():
+    imports, _, call = gpu_check.IN_PLACE.partition("; ")
+    code = f"import setuptools; setuptools.setup = None; {imports}; print(compile_into.__name__, ROOT, PACKAGE)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=gpu_check.ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["compile_into", str(gpu_check.ROOT), "laser_kernels"], done.stderr
+    assert call.startswith("compile_into(ROOT / PACKAGE, ")
 
 
 @pytest.mark.parametrize(
