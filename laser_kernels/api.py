@@ -171,7 +171,7 @@ def low_rank(
         if targets:
             for target, r in zip(targets if isinstance(out, (list, tuple)) else targets[0], ordered, strict=True):
                 target.copy_(r)
-        elif not isinstance(A, (list, tuple)):  # 3-D input of several ranks: equal shapes after all
+        elif not isinstance(A, (list, tuple)):  # 3-D input in several groups: equal shapes after all
             ordered = torch.stack(ordered)
         if out is None:
             ordered = [given.back(r) for r in ordered] if isinstance(ordered, list) else given.back(ordered)

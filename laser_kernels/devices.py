@@ -82,6 +82,6 @@ class Place:
         import torch
 
         if like.nbytes > self._pinned.nbytes:
-            self._pinned = torch.empty(0, dtype=torch.uint8)  # given back first
+            self._pinned = torch.empty(0, dtype=torch.uint8)  # given back first, to torch, which keeps it pinned
             self._pinned = torch.empty(like.nbytes, dtype=torch.uint8, pin_memory=True)
         return self._pinned[: like.nbytes].view(like.dtype).view(like.shape)

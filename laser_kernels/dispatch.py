@@ -149,8 +149,8 @@ def rates_of(problem: Problem) -> Rates:
 
 
 def _block_flops(width: int, rates: Rates) -> float:
-    """Rate of products among blocks of this many columns."""
-    return max(rates.block_flops, rates.sliced if width >= SLICED else 0.0)
+    """Rate of products among blocks of this many columns: of slices from SLICED on, whether that is faster or not."""
+    return rates.sliced if width >= SLICED and rates.sliced else rates.block_flops
 
 
 def _eigh_seconds(n: int, rates: Rates, batch: int) -> float:
@@ -365,24 +365,27 @@ def share_ranks(problem: Problem, counts: Mapping[int, int], route_of: Callable[
     """
     if not rates_of(problem).batched or len(counts) == 1:
         return {rank: rank for rank in counts}
-    name = {rank: route_of(problem._replace(rank=rank)).name for rank in counts}
-    steps = [list(r) for _, r in itertools.groupby(sorted(counts), key=lambda r: (name[r], _step_above(r)))]
-    tops, sizes = [ranks[-1] for ranks in steps], [sum(counts[r] for r in ranks) for ranks in steps]
+
+    def route(rank: int, batch: int = 1) -> Route:
+        return route_of(problem._replace(rank=rank, batch=batch))
+
+    ranks = sorted(counts)
+    steps = [list(r) for _, r in itertools.groupby(ranks, key=lambda r: (route(r).name, _step_above(r)))]
     least: list[tuple[float, int]] = [(0.0, 0)]  # of the first so many steps: seconds, and where the last batch begins
     for end in range(1, len(steps) + 1):
-        top, batch, best = tops[end - 1], 0, (math.inf, 0)
+        top, batch, best = steps[end - 1][-1], 0, (math.inf, end - 1)
         for begin in range(end - 1, -1, -1):
-            if name[tops[begin]] != name[top]:
-                break
-            batch += sizes[begin]
-            seconds = least[begin][0] + route_of(problem._replace(rank=top, batch=batch)).seconds
-            best = min(best, (seconds, begin))
+            batch += sum(counts[rank] for rank in steps[begin])
+            together = route(top, batch)
+            if begin < end - 1 and route(steps[begin][0], batch).name != together.name:
+                continue
+            best = min(best, (least[begin][0] + together.seconds, begin))
         least.append(best)
     shared: dict[int, int] = {}
     end = len(steps)
     while end > 0:
         begin = least[end][1]
-        shared.update({rank: tops[end - 1] for ranks in steps[begin:end] for rank in ranks})
+        shared.update({rank: steps[end - 1][-1] for step in steps[begin:end] for rank in step})
         end = begin
     return shared
 

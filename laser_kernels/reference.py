@@ -232,7 +232,7 @@ def truncated_svd(weight, ranks, route, block, gram, wide, half, tol, max_iter, 
     of each column of U is positive."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     b, m, n = weight.shape
-    rank = max(_each(ranks, b))
+    rank = ranks if isinstance(ranks, int) else max(ranks)
     us, ss, vs = (weight.new_zeros(s, dtype=dtype) for s in ((b, m, rank), (b, rank), (b, rank, n)))
 
     def write(i: int, u: Tensor, s: Tensor, v: Tensor, _row: Tensor) -> None:

@@ -84,7 +84,7 @@ void full_svd(const SvdProblem& p, Block<const T> weight, const SvdResult<T>& ou
         out.right.at(b, i, j) = right.at(0, i, j);
       }
     }
-    out.progress[b] = judge_full_svd(sigma, n, p.ranks ? p.ranks[b] : r, p.norm2[b], p.tolerance);
+    out.progress[b] = judge_full_svd(sigma, n, p.rank_of(b), p.norm2[b], p.tolerance);
   }
 }
 

@@ -110,6 +110,7 @@ def test_batches_travel_through_one_piece_of_pinned_memory(monkeypatch):
 
     class Stream:
         def synchronize(self):
+            assert torch.equal(tensor, before)
             waited.append(True)
 
     def fake_empty(*shape, pin_memory=False, **options):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import laser_kernels as lk
-from laser_kernels import dispatch, ops, reference, run
+from laser_kernels import ops, reference, run
 from laser_kernels.dispatch import Problem, choose, default_block, share_ranks
 from laser_kernels.status import Status
 from laser_kernels.testing import llm_like, norm, optimal_residual, orthonormality_bound, residual, residual_bound
@@ -50,6 +50,21 @@ def test_ranks_that_take_another_route_do_not_join():
     for rank, top in shared.items():
         assert choose(HOPPER._replace(rank=rank)).name == choose(HOPPER._replace(rank=top)).name
     assert shared[700] != shared[1100] and shared[4095] != shared[4096]
+
+
+def test_the_route_is_that_of_the_batch_as_it_runs():
+    """Where a larger batch turns the largest rank to SPECTRAL, those it would not serve stay out."""
+    flips = 0
+    for capability, side, tol in itertools.product(("8.0", "9.0", "12.0"), (512, 640, 1024, 2048), (1e-2, 1e-3, 1e-4)):
+        problem = Problem(side, side, 1, "bfloat16", tol, "cuda", 1, capability)
+        for small, top, count in itertools.product((13, side // 8), range(side // 4, side // 2, side // 40), (1, 2, 7)):
+            shared = share_ranks(problem, {small: 1, top: count}, choose)
+            if shared[small] == top:
+                batch = problem._replace(batch=count + 1)
+                assert choose(batch._replace(rank=small)).name == choose(batch._replace(rank=top)).name
+            alone, beside = (choose(problem._replace(rank=top, batch=b)).name for b in (1, count + 1))
+            flips += alone != beside
+    assert flips > 50
 
 
 def test_a_cpu_shares_nothing_and_close_ranks_are_not_told_apart():
@@ -190,4 +205,3 @@ def test_choosing_is_by_the_options_of_the_call(monkeypatch):
     lk.low_rank(a, [3, 5, 3], tol=1e-2, route="gram_eigh")
     lk.low_rank(a, 4)
     assert seen == [(1e-2, "gram_eigh", {3: 2, 5: 1})]
-    assert dispatch.SHARED_STEP % 16 == 0

@@ -58,6 +58,8 @@ struct RitzStep {
   bool first;                           // progress holds nothing yet
   bool half;                            // where first: products have rounded their operands
   const int64_t* ranks;                 // (count) of each matrix; null: rank
+
+  LASER_HOST_DEVICE int64_t rank_of(int64_t b) const { return ranks ? ranks[b] : rank; }
 };
 
 // The eigenvalues of G from a dense solver, for a batch.
@@ -70,6 +72,8 @@ struct ExactStep {
   double error;  // size of the perturbation of G, entry by entry in its eigenbasis, in units of lambda_1
   Tolerance tolerance;
   const int64_t* ranks;  // (count) of each matrix; null: rank
+
+  LASER_HOST_DEVICE int64_t rank_of(int64_t b) const { return ranks ? ranks[b] : rank; }
 };
 
 // Threads that work on one matrix together. A GPU's team is a block (csrc/cuda/judge.cuh); this is the host's.
@@ -165,7 +169,7 @@ LASER_HOST_DEVICE double perturbation_loss(const Team& team, const double* lambd
 template <typename Team>
 LASER_HOST_DEVICE void judge(const Team& team, const RitzStep& step, int64_t b) {
   using namespace certificate;
-  const int64_t rank = step.ranks ? step.ranks[b] : step.rank, block = step.block;
+  const int64_t rank = step.rank_of(b), block = step.block;
   const double* theta = step.theta + b * block;
   const double* residual2 = step.residual2 + b * block;
   double* loss = step.loss + b * block;
@@ -295,8 +299,7 @@ template <typename Team>
 LASER_HOST_DEVICE void judge_exact(const Team& team, const ExactStep& step, int64_t b) {
   const double* lambda = step.lambda + b * step.n;
   const double norm2 = step.norm2[b], noise = step.tolerance.noise * norm2;
-  const int64_t rank = step.ranks ? step.ranks[b] : step.rank;
-  const double loss = perturbation_loss(team, lambda, step.n, rank, step.error * lambda[0]);
+  const double loss = perturbation_loss(team, lambda, step.n, step.rank_of(b), step.error * lambda[0]);
   Progress p;
   p.remainder = certificate::larger(norm2 - step.captured[b], 0.0);
   if (!(lambda[0] >= lambda[step.n - 1])) {  // NaN: not solved

@@ -13,7 +13,7 @@ double count_above(const std::vector<double>& moments, double t);
 double level_of(const std::vector<double>& moments, double count);
 
 // The sum of (1 + x) / (1 - x) over the eigenvalues x of T below t: what they are of mu, where T is the Cayley
-// transform at mu. Too large rather than too small: the kernel smears what lies near -1, and above t.
+// transform at mu. Too large where the kernel smears what lies near -1.
 double sum_below(const std::vector<double>& moments, double t);
 
 }  // namespace laser

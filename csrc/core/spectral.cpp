@@ -700,10 +700,11 @@ struct Projection {
   // Whether rounding hides what tol asks for: noise alone keeps the top-up's bound above its share, were the tail's
   // energy even this much larger than found.
   bool hides(double tail2, double whole2) const {
-    const Tolerance& t = p.tolerance;
-    const bool counts_as_zero = t.noise <= t.floor * t.floor;
-    return t.tol >= 0 && !counts_as_zero && t.noise * whole2 > 2 * kTopUpShare * t.tol * kTailError * tail2;
+    return p.tolerance.noise * whole2 > 2 * kTopUpShare * p.tolerance.tol * kTailError * tail2;
   }
+
+  // Whether it may be: not without a tolerance, nor where a tail in the noise counts as none.
+  bool may_hide() const { return p.tolerance.tol >= 0 && p.tolerance.noise > p.tolerance.floor * p.tolerance.floor; }
 
   // Steps 1 and 2. Leaves T in ws.t.
   void search(Precision precision) {
@@ -738,8 +739,8 @@ struct Projection {
         edge[b] = mu[b] * (1 + cut) / (1 - cut);
         const bool centred = std::abs(cut) <= kCentred;
         // Away from 0 the cut is a rough one: then as if all eigenvalues were of its size.
-        const double tail2 = centred ? mu[b] * sum_below(moment[b], cut) : double(n) * edge[b];
-        if (!(std::abs(cut) < 1) || hides(tail2, norm2[b])) {
+        const auto tail2 = [&] { return centred ? mu[b] * sum_below(moment[b], cut) : double(n) * edge[b]; };
+        if (!(std::abs(cut) < 1) || (may_hide() && hides(tail2(), norm2[b]))) {
           progress[b].status = Status::kPrecision;
         } else if (!centred) {
           mu[b] = edge[b];

@@ -31,6 +31,8 @@ struct SvdProblem {
   // RANDOMIZED on what is left of a larger problem, in the space without its `locked` columns: count, the larger one's
   // norm2, which rounding is relative to.
   const double* whole2 = nullptr;
+
+  int64_t rank_of(int64_t b) const { return ranks ? ranks[b] : rank; }  // where the Linalg's memory is the host's
 };
 
 // A_r = left right^T: right (count, n, r) orthonormal, left = A right (count, m, r); but for SPECTRAL, columns nearly

@@ -1,8 +1,7 @@
 // Work:    elementwise steps as in elementwise.cuh. Column sums: one block per 32 columns and kSumRows rows, 8 rows
 //          side by side, then one thread per column adds the parts up.
 // Memory:  copy 2, truncate at most 1, slice 1 + slices/2, add_columns 1 + parts, chebyshev 2 to 4, column sums 1 or 2
-// passes over a block:
-//          all bounded by bytes.
+//          passes over a block: all bounded by bytes.
 // Order:   sums are float64, in an order that depends on the shape alone.
 #pragma once
 #include "core/certificate.hpp"

@@ -19,8 +19,9 @@ namespace {
 // bfloat16 slices of a float32 operand: three hold its 24 significant bits.
 constexpr int kAllSlices = 3;
 
-// From this side on, six products of bfloat16 slices are faster than one in float32: by the rates of
-// laser_kernels/dispatch.py more than twice, and slicing reads and writes little beside them. Not measured.
+// From this side on, six products of bfloat16 slices are taken for one in float32: by the rates of
+// laser_kernels/dispatch.py they are more than twice as fast, but for sm_120's, where they take three times as long;
+// and slicing reads and writes little beside them. Not measured.
 constexpr int64_t kSlicedSide = 512;
 
 // Matrices up to this side are factored by our kernels, larger ones by halves: there cuBLAS does most of the work.

@@ -12,8 +12,8 @@ namespace laser {
 //
 // Matrices go in groups that fit the context's memory_limit, smaller ones where the device has less. With a tolerance,
 // the host waits after prepare, after each Rayleigh-Ritz step, and before it writes; without one, where neither a dense
-// solver nor factors are needed, it never does, and a CUDA graph can hold the call (non-finite weights are then
-// reported, but written too).
+// solver nor factors are needed and all are of one rank, it never does, and a CUDA graph can hold the call (non-finite
+// weights are then reported, but written too).
 void rank_reduce_cuda(const CudaContext& context, const Weight& weight, const Request& request, const Weight* dense,
                       const Factors* factors, Certificate* certificates);
 

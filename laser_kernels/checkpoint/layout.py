@@ -132,7 +132,7 @@ class Group:
     @property
     def written_numbers(self) -> int:
         """Numbers that are written for one matrix."""
-        return max(self.ranks) * (self.rows + self.cols) if self.factored else self.rows * self.cols
+        return self.matrices[0].rank * (self.rows + self.cols) if self.factored else self.rows * self.cols
 
     @property
     def written_bytes(self) -> int:
