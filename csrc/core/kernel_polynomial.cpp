@@ -28,7 +28,8 @@ std::vector<double> series_of(const std::vector<double>& moments) {
   return series;
 }
 
-// By Clenshaw's recurrence: b_k = series_k + 2 cos(theta) b_k+1 - b_k+2, the sum is b_1 sin(theta).
+// How many eigenvalues lie above cos(theta). By Clenshaw's recurrence: b_k = series_k + 2 cos(theta) b_k+1 - b_k+2, the
+// sum is b_1 sin(theta).
 double count_above(const std::vector<double>& moments, const std::vector<double>& series, double theta) {
   const double twice = 2 * std::cos(theta);
   double now = 0, before = 0;
@@ -43,10 +44,6 @@ double count_above(const std::vector<double>& moments, const std::vector<double>
 double angle_of(double t) { return std::acos(std::clamp(t, -1.0, 1.0)); }
 
 }  // namespace
-
-double count_above(const std::vector<double>& moments, double t) {
-  return count_above(moments, series_of(moments), angle_of(t));
-}
 
 double level_of(const std::vector<double>& moments, double count) {
   const std::vector<double> series = series_of(moments);

@@ -5,11 +5,8 @@
 
 namespace laser {
 
-// How many eigenvalues of T, all in [-1, 1], lie above t: moments[k] = trace(T_k(T)), k = 0, 1, ...; smoothed by the
-// Jackson kernel over about pi / moments.size() around t.
-double count_above(const std::vector<double>& moments, double t);
-
-// The t above which `count` eigenvalues lie: count_above's inverse.
+// The t above which `count` eigenvalues of T lie, all of which are in [-1, 1]: moments[k] = trace(T_k(T)), k = 0, 1,
+// ...; counts are smoothed by the Jackson kernel over about pi / moments.size() around t.
 double level_of(const std::vector<double>& moments, double count);
 
 // The sum of (1 + x) / (1 - x) over the eigenvalues x of T below t: what they are of mu, where T is the Cayley
